@@ -1,0 +1,244 @@
+"""The app: which tasks there are, and where the broker is."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
+
+from prefork import options as check
+from prefork.broker.client import Client
+from prefork.context import Context
+from prefork.errors import AppError, InvalidOption, ResultUnavailable
+from prefork.message import new_id
+from prefork.options import DAY_S, Duration, TaskOptions
+from prefork.result import TaskResult
+from prefork.retry import RetryDelay
+from prefork.task import AsyncTask, Invocation, Task
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Hook = TypeVar("Hook", bound=Callable[[], object])
+Exceptions = type[BaseException] | tuple[type[BaseException], ...]
+
+BATCH = 500  # messages in one command of enqueue_many
+BATCH_BYTES = 1 << 20
+
+
+class Prefork:
+    """An app: a registry of tasks and the broker that they are sent to.
+
+    `broker`: a URL (docs/configuration.md); without one, $PREFORK_BROKER holds. `prefix`: of all keys in the broker.
+    `limit_s`: what an enqueue may take before it is an error. Making one connects nowhere.
+    """
+
+    def __init__(
+        self, name: str, broker: str | None = None, *, prefix: str = "prefork", limit_s: float = 5.0
+    ) -> None:
+        self.name, self.prefix, self.limit_s = name, prefix, check.seconds("limit_s", limit_s, least=0.1)
+        self.broker = broker
+        self.tasks: dict[str, Task[..., Any]] = {}
+        self.child_start_hooks: list[Callable[[], object]] = []
+        self._client: Client | None = None
+
+    def __repr__(self) -> str:
+        return f"<prefork app {self.name}, {len(self.tasks)} tasks>"
+
+    @property
+    def client(self) -> Client:
+        """The connection to the broker. Raises InvalidOption when no broker is named anywhere."""
+        if self._client is None:
+            url = self.broker or os.environ.get("PREFORK_BROKER")
+            if not url:
+                raise InvalidOption(
+                    f"app {self.name} has no broker: pass broker= to Prefork, or set PREFORK_BROKER, "
+                    f"for example to redis://localhost:6379/0"
+                )
+            self._client = Client(url, self.prefix, self.limit_s)
+        return self._client
+
+    def connect_to(self, broker: str | None, prefix: str | None) -> None:
+        """Use another broker or prefix from now on, as a worker does whose configuration names one."""
+        if self._client:
+            self._client.close()
+        self._client, self.broker, self.prefix = None, broker or self.broker, prefix or self.prefix
+
+    @overload
+    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+    @overload
+    def task(
+        self,
+        *,
+        takes_context: Literal[True],
+        name: str | None = None,
+        queue_name: str = "default",
+        priority: int = 0,
+        max_retries: int = 25,
+        retry_delay: RetryDelay | None = None,
+        retry_on: Exceptions = Exception,
+        dont_retry_on: Exceptions = (),
+        timeout: Duration | None = None,
+        soft_timeout: Duration | None = None,
+        expires: Duration | None = None,
+        result_ttl: Duration = DAY_S,
+    ) -> ContextDecorator: ...
+    @overload
+    def task(
+        self,
+        *,
+        takes_context: Literal[False] = False,
+        name: str | None = None,
+        queue_name: str = "default",
+        priority: int = 0,
+        max_retries: int = 25,
+        retry_delay: RetryDelay | None = None,
+        retry_on: Exceptions = Exception,
+        dont_retry_on: Exceptions = (),
+        timeout: Duration | None = None,
+        soft_timeout: Duration | None = None,
+        expires: Duration | None = None,
+        result_ttl: Duration = DAY_S,
+    ) -> Decorator: ...
+
+    def task(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+        """Register a function as a task: `@app.task` or `@app.task(max_retries=5, …)`. See docs/tasks.md.
+
+        Raises InvalidOption, and AppError for a second task of the same name.
+        """
+        if function is not None:
+            return self._register(function, **options)
+        return lambda function: self._register(function, **options)
+
+    def _register(
+        self,
+        function: Callable[..., Any],
+        *,
+        name: str | None = None,
+        queue_name: str = "default",
+        priority: int = 0,
+        max_retries: int = 25,
+        retry_delay: RetryDelay | None = None,
+        retry_on: Exceptions = Exception,
+        dont_retry_on: Exceptions = (),
+        timeout: Duration | None = None,
+        soft_timeout: Duration | None = None,
+        expires: Duration | None = None,
+        result_ttl: Duration = DAY_S,
+        takes_context: bool = False,
+    ) -> Task[..., Any]:
+        if not callable(function):
+            raise InvalidOption(f"{function!r} is not a function; write @app.task or @app.task(...)")
+        name = _name_of(function) if name is None else name
+        if not isinstance(name, str) or not name or len(name) > 200 or any(c.isspace() for c in name):
+            raise InvalidOption(f"name={name!r}: a task's name has 1 to 200 characters and no space")
+        if name in self.tasks:
+            there = self.tasks[name].function.__code__
+            raise AppError(
+                f"two tasks are named {name}: one at {there.co_filename}:{there.co_firstlineno}; give one of them name="
+            )
+        checked = TaskOptions(
+            queue_name=check.queue_name(queue_name),
+            priority=check.priority(priority),
+            max_retries=check.max_retries(max_retries),
+            retry_delay=check.retry_delay(retry_delay),
+            retry_on=check.exceptions("retry_on", retry_on),
+            dont_retry_on=check.exceptions("dont_retry_on", dont_retry_on),
+            timeout_s=check.maybe_seconds("timeout", timeout),
+            soft_timeout_s=check.maybe_seconds("soft_timeout", soft_timeout),
+            expires_s=check.maybe_seconds("expires", expires),
+            result_ttl_s=check.seconds("result_ttl", result_ttl, least=0),
+            takes_context=takes_context,
+        )
+        check.timeouts(checked.timeout_s, checked.soft_timeout_s)
+        task: Task[..., Any] = Task(self, name, function, checked)
+        if task.is_async:
+            task = AsyncTask(self, name, function, checked)
+        self.tasks[name] = task
+        return task
+
+    def on_child_start(self, hook: Hook) -> Hook:
+        """Decorate a function that each child calls before its first task, to open connections of its own."""
+        self.child_start_hooks.append(hook)
+        return hook
+
+    def enqueue_many(self, invocations: Iterable[Invocation[R]]) -> list[TaskResult[R]]:
+        """Enqueue many, in batches: `app.enqueue_many(task.s(n) for n in …)`. -> their results, in this order
+
+        Raises BrokerError; what was enqueued before stays enqueued.
+        """
+        results: list[TaskResult[R]] = []
+        batch: list[Invocation[R]] = []
+        size = 0
+        for invocation in invocations:
+            batch.append(invocation)
+            size += len(invocation.body)
+            if len(batch) == BATCH or size >= BATCH_BYTES:
+                results += self._enqueue_batch(batch)
+                batch, size = [], 0
+        return results + self._enqueue_batch(batch) if batch else results
+
+    def _enqueue_batch(self, batch: list[Invocation[R]]) -> list[TaskResult[R]]:
+        entries = [invocation.entry(new_id()) for invocation in batch]
+        by_queue: dict[str, list[Any]] = {}
+        for entry in entries:
+            by_queue.setdefault(entry.queue, []).append(entry)
+        now_ms = {queue: self.client.enqueue(queue, some) for queue, some in by_queue.items()}
+        return [
+            TaskResult(self, entry.id, entry.queue, invocation.task.name, now_ms[entry.queue])
+            for entry, invocation in zip(entries, batch, strict=True)
+        ]
+
+    async def aenqueue_many(self, invocations: Iterable[Invocation[R]]) -> list[TaskResult[R]]:
+        """As `enqueue_many`, without blocking the event loop (the iterable is read in another thread)."""
+        return await asyncio.to_thread(self.enqueue_many, invocations)
+
+    def result(self, id: str) -> TaskResult[Any]:
+        """What became of a task, by its id. Raises ResultUnavailable when nothing is known of it."""
+        for queue in self.client.queues():
+            if self.client.inspect(queue, id)[0]:
+                found: TaskResult[Any] = TaskResult(self, id, queue, "", 0)
+                found.refresh()
+                return found
+        raise ResultUnavailable(f"nothing is known of task {id}: its result has expired, or it never was")
+
+    def result_ttl_ms(self, task_name: str) -> int:
+        """How long results of a task are kept; 0 for none, a day for a task that is not registered here."""
+        task = self.tasks.get(task_name)
+        return round((task.options.result_ttl_s if task else DAY_S) * 1000)
+
+
+class Decorator(Protocol):
+    """What `@app.task(...)` returns, for the type checker."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+
+class ContextDecorator(Protocol):
+    """What `@app.task(takes_context=True, ...)` returns, for the type checker: the context is not a parameter."""
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[Context, P], Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[Context, P], R], /) -> Task[P, R]: ...
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    qualname = getattr(function, "__qualname__", "")
+    if "<" in qualname or not qualname:
+        raise InvalidOption(
+            f"{qualname or function!r} is made inside a function, so that workers can't tell it by its name; "
+            f"move it to the module's top level, or give it name="
+        )
+    module = function.__module__
+    if module == "__main__":  # the worker will import it by its real name
+        main = sys.modules["__main__"]
+        spec = getattr(main, "__spec__", None)
+        module = spec.name if spec else os.path.splitext(os.path.basename(getattr(main, "__file__", "__main__")))[0]
+    return f"{module}.{qualname}"

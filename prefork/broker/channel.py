@@ -1,0 +1,304 @@
+"""The verbs for the master's event loop: one connection that never blocks, and comes back by itself.
+
+1. Connect without waiting, with TLS where the URL says so; greet (password, database, name); load the scripts.
+2. `up` is called. From now on `send` queues a command; `flush` writes what is queued, once a turn of the loop.
+3. Replies come in order; each is given to the callback of its command.
+4. When the connection breaks, or a reply is overdue, every unanswered command is given a `Lost`, `down` is called, and
+   after a pause (with jitter, at most a second) it begins again at 1.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import hiredis
+
+from prefork.broker import address, trouble, verbs
+
+Callback = Callable[[Any], None]
+CONNECT_LIMIT_S = 5.0
+REPLY_LIMIT_S = 10.0
+LONGEST_PAUSE_S = 1.0
+LOADED_VERBS = ("claim", "settle", "restore", "beat", "enqueue")
+
+
+class Lost(Exception):
+    """The connection broke before the reply came: the command may have been carried out, or not."""
+
+
+class Timer(Protocol):
+    """What `Clock.call_later` returns."""
+
+    def cancel(self) -> None:
+        """Forget the call."""
+
+
+class EventLoop(Protocol):
+    """What a channel needs of the loop that it lives on."""
+
+    def on_read(self, fd: int, callback: Callable[[], None]) -> None:
+        """Call whenever there is something to read."""
+
+    def on_write(self, fd: int, callback: Callable[[], None] | None) -> None:
+        """Call whenever there is room to write; None to stop it."""
+
+    def forget(self, fd: int) -> None:
+        """Take a descriptor out."""
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
+        """Call once, later."""
+
+
+@dataclass(slots=True)
+class Sent:
+    """A command whose reply is due."""
+
+    call: verbs.Call | None
+    callback: Callback
+    overdue_s: float
+
+
+class Channel:
+    """One connection of the master to the broker. `up` and `down` tell its owner of the connection's fate."""
+
+    def __init__(
+        self, loop: EventLoop, url: str, name: str, up: Callable[[], None], down: Callable[[str], None]
+    ) -> None:
+        self._loop, self._url, self._name, self._up, self._down = loop, url, name, up, down
+        self._socket: socket.socket | None = None
+        self._expected: deque[Sent] = deque()
+        self._out = bytearray()
+        self._reader = hiredis.Reader()
+        self._pause_s = 0.0
+        self._writing = False
+        self._timer: Timer | None = None
+        self._watch: Timer | None = None
+        self._closed = False
+        self.ready = False
+
+    # -- connect ------------------------------------------------------------------------------------------------
+
+    def connect(self) -> None:
+        """Begin to connect."""
+        self._timer = None
+        try:
+            self._address = address.resolve(self._url)
+            self._open(self._address)
+        except Exception as error:  # whatever it was: say so, and try again
+            self._break(error)
+
+    def _open(self, where: address.Address) -> None:
+        if where.path:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            target: Any = where.path
+        else:
+            family, kind, protocol, _, target = socket.getaddrinfo(where.host, where.port, 0, socket.SOCK_STREAM)[0]
+            self._socket = socket.socket(family, kind, protocol)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._socket.setblocking(False)
+        self._timer = self._loop.call_later(CONNECT_LIMIT_S, lambda: self._break(TimeoutError("connecting")))
+        try:
+            self._socket.connect(target)
+        except BlockingIOError:
+            self._loop.on_write(self._socket.fileno(), self._connected)
+        else:
+            self._connected()
+
+    def _connected(self) -> None:
+        assert self._socket
+        self._loop.forget(self._socket.fileno())
+        if code := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            return self._break(OSError(code, f"{_said(code)}"))
+        try:
+            if context := self._address.tls():
+                name = self._address.host
+                self._socket = context.wrap_socket(self._socket, server_hostname=name, do_handshake_on_connect=False)
+                return self._shake_hands()
+        except (OSError, ValueError) as error:
+            return self._break(error)
+        return self._greet()
+
+    def _shake_hands(self) -> None:
+        assert isinstance(self._socket, ssl.SSLSocket)
+        fd = self._socket.fileno()
+        self._loop.forget(fd)
+        try:
+            self._socket.do_handshake()
+        except ssl.SSLWantReadError:
+            self._loop.on_read(fd, self._shake_hands)
+        except ssl.SSLWantWriteError:
+            self._loop.on_write(fd, self._shake_hands)
+        except OSError as error:
+            self._break(error)
+        else:
+            self._greet()
+
+    def _greet(self) -> None:
+        assert self._socket
+        self._reader = hiredis.Reader(notEnoughData=NOT_YET)
+        self._loop.on_read(self._socket.fileno(), self._readable)
+        for words in self._address.greeting(self._name):
+            self.send_words(words, self._greeted)
+        for verb in LOADED_VERBS:
+            self.send_words(("SCRIPT", "LOAD", verbs.script(verb).text), self._greeted)
+        self.send_words(("PING",), self._welcome)
+        self.flush()
+
+    def _greeted(self, reply: Any) -> None:
+        # A user who may not name a connection can work all the same.
+        if isinstance(reply, hiredis.ReplyError) and "SETNAME" not in str(reply).upper():
+            self._break(reply)
+
+    def _welcome(self, reply: Any) -> None:
+        if isinstance(reply, Exception):
+            return self._break(reply)
+        self._cancel_timer()
+        self._pause_s = 0.0
+        self.ready = True
+        return self._up()
+
+    # -- send and receive ---------------------------------------------------------------------------------------
+
+    def send(self, call: verbs.Call, callback: Callback, limit_s: float = REPLY_LIMIT_S) -> None:
+        """Queue a verb. `callback` gets its reply, a hiredis.ReplyError, or Lost."""
+        self._queue(call.command(), Sent(call, callback, time.monotonic() + limit_s))
+
+    def send_words(self, words: tuple[verbs.Argument, ...], callback: Callback, limit_s: float = REPLY_LIMIT_S) -> None:
+        """Queue a plain command."""
+        self._queue(words, Sent(None, callback, time.monotonic() + limit_s))
+
+    def _queue(self, words: tuple[verbs.Argument, ...], sent: Sent) -> None:
+        if self._socket is None:
+            sent.callback(Lost("not connected"))
+            return
+        self._out += hiredis.pack_command(words)
+        self._expected.append(sent)
+        if self._watch is None:
+            self._watch = self._loop.call_later(max(0.05, sent.overdue_s - time.monotonic()), self._look_overdue)
+
+    def flush(self) -> None:
+        """Write what is queued, as much as the socket takes; the rest follows when it has room."""
+        if self._socket is None or not self._out or self._writing:
+            return
+        self._write()
+
+    def _write(self) -> None:
+        assert self._socket
+        try:
+            while self._out:
+                del self._out[: self._socket.send(self._out)]
+        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            pass
+        except OSError as error:
+            return self._break(error)
+        if bool(self._out) != self._writing:
+            self._writing = bool(self._out)
+            self._loop.on_write(self._socket.fileno(), self._write if self._writing else None)
+        return None
+
+    def _readable(self) -> None:
+        assert self._socket
+        try:
+            while data := self._socket.recv(1 << 18):
+                self._reader.feed(data)
+                if len(data) < 1 << 14:
+                    break
+            else:
+                return self._break(ConnectionError("the server closed the connection"))
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            pass
+        except OSError as error:
+            return self._break(error)
+        return self._answer()
+
+    def _answer(self) -> None:
+        here = self._socket
+        try:
+            while self._socket is here and (reply := self._reader.gets()) is not NOT_YET:
+                if not self._expected:
+                    return self._break(
+                        reply if isinstance(reply, Exception) else ConnectionError("Protocol error: unasked reply")
+                    )
+                sent = self._expected.popleft()
+                if sent.call and isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
+                    self._queue(sent.call.command(in_full=True), sent)
+                    self.flush()
+                else:
+                    sent.callback(reply)
+        except hiredis.ProtocolError as error:
+            return self._break(ConnectionError(f"Protocol error: {error}"))
+        return None
+
+    # -- break and come back ------------------------------------------------------------------------------------
+
+    def _look_overdue(self) -> None:
+        self._watch = None
+        if not self._expected:
+            return
+        # Replies come in order, so that the first one is what all wait for.
+        left_s = self._expected[0].overdue_s - time.monotonic()
+        if left_s <= 0:
+            self._break(TimeoutError("timed out waiting for a reply"))
+        else:
+            self._watch = self._loop.call_later(left_s + 0.01, self._look_overdue)
+
+    def _break(self, error: BaseException) -> None:
+        if self._closed:
+            return
+        self._drop()
+        lost, self._expected = self._expected, deque()
+        for sent in lost:
+            sent.callback(Lost(str(error)))
+        shown = address.shown(self._url)
+        said = str(error) if isinstance(error, trouble.BrokerError) else str(trouble.explain(error, shown))
+        self._pause_s = min(LONGEST_PAUSE_S, self._pause_s * 2 or 0.02)
+        if not self._closed:
+            self._timer = self._loop.call_later(self._pause_s * random.uniform(0.5, 1), self.connect)
+        self._down(said)
+
+    def _drop(self) -> None:
+        self._cancel_timer()
+        self.ready = False
+        self._out.clear()
+        self._writing = False
+        if self._socket:
+            self._loop.forget(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
+
+    def _cancel_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+    def close(self) -> None:
+        """End the connection, and do not come back."""
+        self._closed = True
+        self._drop()
+        self._expected.clear()
+
+    def abandon(self) -> None:
+        """In a forked child: close its copy of the socket, without a word to the server."""
+        if self._socket:
+            self._socket.close()
+
+    def waits(self) -> Iterable[Sent]:
+        """The commands whose replies are due, oldest first."""
+        return iter(self._expected)
+
+
+NOT_YET = object()
+
+
+def _said(code: int) -> str:
+    import os
+
+    return os.strerror(code)

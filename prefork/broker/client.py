@@ -1,0 +1,179 @@
+"""The verbs for producers and operators: blocking, safe from many threads and after fork, bounded in time."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from prefork.broker import address, trouble, verbs
+from prefork.broker.keys import Keys, queues_key
+from prefork.errors import BrokerError, EnqueueUncertain
+
+TRANSIENT = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError, OSError)
+REFUSED = (redis.AuthenticationError, redis.exceptions.AuthorizationError)
+
+
+class Client:
+    """A broker as producers see it. Connects at the first call; nothing of it is shared with a forked process.
+
+    `limit_s`: what a call may take in all, with its repeats, before it is a BrokerError.
+    """
+
+    def __init__(self, url: str, prefix: str, limit_s: float = 5.0) -> None:
+        self.url, self.prefix, self.limit_s = url, prefix, limit_s
+        self._redis: redis.Redis | None = None
+        self._address: address.Address | None = None
+        self._announced: set[str] = set()
+        self._lock, self._pid = threading.Lock(), os.getpid()
+
+    @property
+    def shown(self) -> str:
+        """The address without its password."""
+        return self._address.shown if self._address else address.shown(self.url)
+
+    def close(self) -> None:
+        """Close all connections; the next call opens new ones."""
+        with self._lock:
+            if self._redis:
+                self._redis.close()
+            self._redis = None
+            self._announced.clear()
+
+    def connection(self) -> redis.Redis:
+        """The redis-py client beneath. Raises BrokerError for a broker that can't be used, or is too old."""
+        if self._pid != os.getpid():  # forked: the lock may have been held by a thread that is not here
+            self._lock, self._pid, self._redis = threading.Lock(), os.getpid(), None
+        with self._lock:
+            if self._redis is None:
+                self._redis = self._connect()
+            return self._redis
+
+    def _connect(self) -> redis.Redis:
+        self._address = where = address.resolve(self.url)
+        # Two tries fit into the limit when nothing answers at all.
+        options: dict[str, Any] = {
+            "socket_timeout": self.limit_s / 2 - 0.1,
+            "socket_connect_timeout": self.limit_s / 2 - 0.1,
+            "retry": Retry(NoBackoff(), 0),
+            "client_name": "prefork-producer",
+            "protocol": 2,
+            **where.options,
+        }
+        client = redis.Redis(connection_pool=redis.ConnectionPool(connection_class=where.connection_class, **options))
+        self._check_version(client)
+        return client
+
+    def _check_version(self, client: redis.Redis) -> None:
+        def info() -> dict[str, Any]:
+            try:
+                return client.info("server")  # type: ignore[return-value]
+            except redis.exceptions.NoPermissionError:
+                return {"redis_version": "99.0"}  # a user who may not ask; the scripts will tell
+
+        name, version = verbs.version_of(self._bounded(info, uncertain=False))
+        if version < verbs.OLDEST_SERVER:
+            oldest = ".".join(map(str, verbs.OLDEST_SERVER))
+            raise BrokerError(f"the broker {self.shown} is {name}; prefork needs Redis {oldest} or newer, or Valkey")
+
+    def _bounded(self, ask: Any, *, uncertain: bool) -> Any:
+        """Ask until it is answered or the limit is over. What is asked must be safe to repeat."""
+        give_up = time.monotonic() + self.limit_s
+        pause_s = 0.02
+        while True:
+            begun = time.monotonic()
+            try:
+                return ask()
+            except REFUSED as error:
+                raise trouble.explain(error, self.shown) from None
+            except TRANSIENT as error:
+                left_s = give_up - time.monotonic()
+                if left_s < pause_s + min(time.monotonic() - begun, self.limit_s / 2 - 0.2):
+                    said = trouble.explain(error, self.shown)
+                    if uncertain and not _never_sent(error):
+                        raise EnqueueUncertain(f"{said} (the task may have been accepted)") from None
+                    raise said from None
+                time.sleep(pause_s * random.uniform(0.5, 1))
+                pause_s = min(pause_s * 2, 0.5)
+            except redis.RedisError as error:
+                raise trouble.explain(error, self.shown) from None
+
+    def call(self, call: verbs.Call, *, uncertain: bool = False) -> Any:
+        """Send one verb. Raises BrokerError within the limit; EnqueueUncertain if `uncertain` and the reply is lost."""
+        client = self.connection()
+
+        def ask() -> Any:
+            try:
+                return client.execute_command(*call.command())
+            except redis.exceptions.NoScriptError:
+                return client.execute_command(*call.command(in_full=True))
+
+        return self._bounded(ask, uncertain=uncertain)
+
+    def keys(self, queue: str) -> Keys:
+        """The names of the keys of a queue."""
+        return Keys(self.prefix, queue)
+
+    def enqueue(self, queue: str, entries: list[verbs.Entry]) -> int:
+        """Accept messages, all for one queue; how often it is repeated, each is accepted once. -> server ms"""
+        if queue not in self._announced:
+            self.connection()
+            self._bounded(lambda: self.connection().sadd(queues_key(self.prefix), queue), uncertain=False)
+            self._announced.add(queue)
+        now_ms, _ = self.call(verbs.enqueue(self.keys(queue), entries), uncertain=True)
+        return int(now_ms)
+
+    def cancel(self, queue: str, id: str, result_ttl_ms: int, record: bytes) -> str:
+        """Cancel what has not started. -> cancelled, running or finished"""
+        answer: bytes = self.call(verbs.cancel(self.keys(queue), id, result_ttl_ms, record))
+        return answer.decode()
+
+    def inspect(self, queue: str, id: str) -> list[Any]:
+        """All that is known of a task in a queue; see inspect.lua."""
+        found: list[Any] = self.call(verbs.inspect(self.keys(queue), id))
+        return [found[0].decode(), *found[1:4], found[4].decode(), int(float(found[5]))]
+
+    def census(self, queue: str) -> list[Any]:
+        """What a queue holds; see census.lua."""
+        counted: list[Any] = self.call(verbs.census(self.keys(queue)))
+        return counted
+
+    def queues(self) -> list[str]:
+        """The names of all queues that were ever used, sorted."""
+        names = self._bounded(lambda: self.connection().smembers(queues_key(self.prefix)), uncertain=False)
+        return sorted(name.decode() for name in names)
+
+    def info(self) -> dict[str, Any]:
+        """What the server says of itself (INFO)."""
+        answered: dict[str, Any] = self._bounded(lambda: self.connection().info(), uncertain=False)
+        return answered
+
+    def ping_ms(self) -> float:
+        """Milliseconds of one round trip."""
+        begun = time.monotonic()
+        self._bounded(lambda: self.connection().ping(), uncertain=False)
+        return (time.monotonic() - begun) * 1000
+
+    @contextmanager
+    def listen(self, queue: str, id: str) -> Iterator[Any]:
+        """Hear of one task's end: yields a function that waits up to so many seconds for it, and may return early."""
+        hub = self.connection().pubsub()
+        try:
+            self._bounded(lambda: hub.subscribe(self.keys(queue).done_prefix + id), uncertain=False)
+            yield lambda seconds: hub.get_message(ignore_subscribe_messages=True, timeout=seconds)
+        finally:
+            hub.close()
+
+
+def _never_sent(error: BaseException) -> bool:
+    """Whether the connection was never made, so that nothing can have been accepted."""
+    said = str(error)
+    return "Connection refused" in said or "connecting to" in said.lower() or "No such file" in said

@@ -1,0 +1,33 @@
+"""The names of keys. All keys of one queue carry its hash tag, so that each script touches one slot."""
+
+from __future__ import annotations
+
+
+class Keys:
+    """The keys of one queue. `prefix` sets apart several deployments on one server."""
+
+    def __init__(self, prefix: str, queue: str) -> None:
+        base = f"{prefix}:{{{queue}}}:"
+        self.queue = queue
+        self.messages = base + "m"  # hash: id -> message, from enqueue to settlement
+        self.state = base + "state"  # hash: id -> what has happened to it, for those it happened to
+        self.pending = base + "pending"  # list: ids of priority 0, first in first out
+        self.ranked = base + "ranked"  # zset: ids of other priorities; score = -priority
+        self.scheduled = base + "scheduled"  # zset: id -> due ms
+        self.dead = base + "dead"  # zset: id -> died ms
+        self.leases = base + "leases"  # zset: worker -> when its lease ends, ms
+        self.stats = base + "stats"  # hash: counters
+        self.wake = base + "wake"  # zset of one member: what idle masters block on
+        self.paused = base + "paused"  # set while nothing may be claimed
+        self.active_prefix = base + "active:"  # zset per worker: id -> claimed ms
+        self.result_prefix = base + "r:"  # string per finished task that keeps a result
+        self.done_prefix = base + "done:"  # channel per task: says that it has finished
+
+    def active(self, worker: str) -> str:
+        """The key of what one worker holds."""
+        return self.active_prefix + worker
+
+
+def queues_key(prefix: str) -> str:
+    """The key of the set of all queue names."""
+    return f"{prefix}:queues"

@@ -1,0 +1,21 @@
+-- Renew a worker's lease on a queue, and tell it what it should know.
+-- KEYS  1 leases  2 pending  3 ranked  4 scheduled  5 paused
+-- ARGV  1 worker  2 lease in ms  3 "1" to take a lease, "0" to renew it
+-- Returns  {server time in ms, next due in ms or -1, how many wait, worker, end of its lease, worker, end …}
+-- Errors  FENCED: the lease to renew is gone
+if ARGV[3] == '0' and not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
+  return redis.error_reply('FENCED the lease of ' .. ARGV[1] .. ' is gone')
+end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), ARGV[1])
+local next_due = redis.call('ZRANGE', KEYS[4], 0, 0, 'WITHSCORES')[2]
+local waiting = redis.call('LLEN', KEYS[2]) + redis.call('ZCARD', KEYS[3])
+if redis.call('EXISTS', KEYS[5]) == 1 then waiting = 0 end
+local reply = {now, next_due and tonumber(next_due) or -1, waiting}
+local leases = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
+for i = 1, #leases, 2 do
+  reply[#reply + 1] = leases[i]
+  reply[#reply + 1] = tonumber(leases[i + 1])
+end
+return reply

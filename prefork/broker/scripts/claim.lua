@@ -1,0 +1,82 @@
+-- Promote what is due, then hand up to n messages to a worker: higher priorities first, then first in first out.
+-- KEYS  1 leases  2 active of the worker  3 messages  4 state  5 pending  6 ranked  7 scheduled  8 wake  9 paused
+-- ARGV  1 worker  2 n (0: promote only, and wake another)
+-- Returns  {server time in ms, next due in ms or -1, how many are left, {ids}, {messages}, {states or nothing}}
+-- Errors  FENCED: the worker's lease is gone, another has taken over what it held
+if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
+  return redis.error_reply('FENCED the lease of ' .. ARGV[1] .. ' is gone')
+end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local due = redis.call('ZRANGEBYSCORE', KEYS[7], '-inf', now, 'LIMIT', 0, 500)
+if #due > 0 then
+  redis.call('ZREM', KEYS[7], unpack(due))
+  local messages = redis.call('HMGET', KEYS[3], unpack(due))
+  for i, id in ipairs(due) do
+    if messages[i] then
+      local priority = tonumber(string.match(messages[i], '^%d+ %d+ (%-?%d+) ')) or 0
+      if priority == 0 then
+        redis.call('RPUSH', KEYS[5], id)
+      else
+        redis.call('ZADD', KEYS[6], -priority, id)
+      end
+    end
+  end
+end
+local next_due = redis.call('ZRANGE', KEYS[7], 0, 0, 'WITHSCORES')[2]
+next_due = next_due and tonumber(next_due) or -1
+
+if redis.call('EXISTS', KEYS[9]) == 1 then return {now, next_due, 0, {}, {}, {}} end
+
+local n = tonumber(ARGV[2])
+local ids, messages = {}, {}
+
+local function keep(taken)
+  if #taken == 0 then return false end
+  local found = redis.call('HMGET', KEYS[3], unpack(taken))
+  for i, id in ipairs(taken) do
+    if found[i] then -- those that aren't there were cancelled
+      ids[#ids + 1] = id
+      messages[#messages + 1] = found[i]
+    end
+  end
+  return #ids < n
+end
+
+local function take_ranked(from, to)
+  local wanted
+  repeat
+    local taken = redis.call('ZRANGEBYSCORE', KEYS[6], from, to, 'LIMIT', 0, n - #ids)
+    if #taken > 0 then redis.call('ZREM', KEYS[6], unpack(taken)) end
+    wanted = keep(taken)
+  until not wanted
+end
+
+if n > 0 then
+  local ranked = redis.call('EXISTS', KEYS[6]) == 1
+  if ranked then take_ranked('-inf', '(0') end
+  while #ids < n do
+    if not keep(redis.call('LPOP', KEYS[5], n - #ids) or {}) then break end
+  end
+  if ranked and #ids < n then take_ranked('(0', '+inf') end
+end
+
+local states = {}
+if #ids > 0 then
+  local active = {}
+  for _, id in ipairs(ids) do
+    active[#active + 1] = now
+    active[#active + 1] = id
+  end
+  redis.call('ZADD', KEYS[2], unpack(active))
+  if redis.call('EXISTS', KEYS[4]) == 1 then states = redis.call('HMGET', KEYS[4], unpack(ids)) end
+end
+
+local left = redis.call('LLEN', KEYS[5]) + redis.call('ZCARD', KEYS[6])
+if left > 0 then
+  redis.call('ZADD', KEYS[8], 0, '0') -- for another idle master
+else
+  redis.call('DEL', KEYS[8])
+end
+return {now, next_due, left, ids, messages, states}

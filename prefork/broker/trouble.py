@@ -1,0 +1,62 @@
+"""What went wrong with the broker, in one line with its remedy."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+from prefork.errors import BrokerError
+
+# What a reply or an exception says -> what it means for the user. The first that matches holds.
+REMEDIES = (
+    ("WRONGPASS", "refuses the password; check user and password in the broker URL"),
+    ("invalid password", "refuses the password; check user and password in the broker URL"),
+    ("invalid username-password", "refuses the password; check user and password in the broker URL"),
+    ("NOAUTH", "asks for a password; put it into the broker URL: redis://:password@host:6379/0"),
+    ("Authentication required", "asks for a password; put it into the broker URL: redis://:password@host:6379/0"),
+    ("without any password configured", "has no password set; take it out of the broker URL"),
+    ("NOPERM", "does not permit this user what prefork needs ({said}); extend its ACL"),
+    ("no permission", "does not permit this user what prefork needs ({said}); extend its ACL"),
+    ("DENIED", "runs in protected mode; connect from its own host, or set a password on it"),
+    ("READONLY", "is a read-only replica; name the primary in the broker URL"),
+    ("read only replica", "is a read-only replica; name the primary in the broker URL"),
+    ("DB index", "has no such database ({said}); check the number at the end of the broker URL"),
+    ("MISCONF", "cannot save to its disk and refuses writes ({said}); look at its log and its disk"),
+    ("OOM", "is out of memory and refuses writes; raise its maxmemory, or empty what is not needed"),
+    ("out of memory", "is out of memory and refuses writes; raise its maxmemory, or empty what is not needed"),
+    ("LOADING", "is still loading its data; try again soon"),
+    ("loading the dataset", "is still loading its data; try again soon"),
+    ("BUSY", "is busy with a script of somebody else; see SCRIPT KILL"),
+    ("max number of clients", "has no connection left; raise its maxclients"),
+    ("CLUSTERDOWN", "is a cluster that is down; look at CLUSTER INFO"),
+    ("MOVED", "is a Redis Cluster, which prefork does not support yet; name a single server"),
+    ("Name or service not known", "is on a host whose name is not known; check the broker URL"),
+    ("nodename nor servname", "is on a host whose name is not known; check the broker URL"),
+    ("name resolution", "is on a host whose name cannot be looked up now; check the broker URL and the DNS"),
+    ("No address associated", "is on a host whose name has no address; check the broker URL"),
+    ("Connection refused", "refuses the connection; is it running there?"),
+    ("No such file", "has no socket there; is it running, and is this its path?"),
+    ("Permission denied", "has a socket that this user may not open; check its mode"),
+    ("CERTIFICATE", "has a certificate that is not trusted ({said}); see ssl_ca_certs in docs/configuration.md"),
+    ("WRONG_VERSION_NUMBER", "does not speak TLS; write redis:// in place of rediss://"),
+    ("imed out", "does not answer in time; is it a Redis, and is the network open?"),
+    ("timeout", "does not answer in time; is it a Redis, and is the network open?"),
+    ("Timeout", "does not answer in time; is it a Redis, and is the network open?"),
+    ("Protocol error", "does not speak Redis's protocol; check host and port in the broker URL"),
+    ("Protocol Error", "does not speak Redis's protocol; check host and port in the broker URL"),
+    ("InvalidResponse", "does not speak Redis's protocol; check host and port in the broker URL"),
+    ("closed", "closed the connection"),
+)
+
+
+def explain(error: BaseException | str, shown: str) -> BrokerError:
+    """A BrokerError for what redis-py, the server's reply, or the socket said. `shown`: the address, no password."""
+    said = str(error).strip() or type(error).__name__
+    if isinstance(error, TimeoutError | socket.timeout):
+        said = f"timed out {said}"
+    elif isinstance(error, ssl.SSLError):
+        said = f"{error.reason or ''} {said}"
+    for mark, meaning in REMEDIES:
+        if mark in said or mark in type(error).__name__:
+            return BrokerError(f"the broker {shown} {meaning.format(said=said.splitlines()[0][:200])}")
+    return BrokerError(f"the broker {shown} cannot be used: {said.splitlines()[0][:200]}")

@@ -1,0 +1,124 @@
+"""The verbs that the broker knows: one Lua script each, and how its arguments are laid out.
+
+Producers send them over a blocking connection (`client`), the master over its event loop (`channel`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha1
+from importlib.resources import files
+
+from prefork.broker.keys import Keys
+
+Argument = str | bytes | int
+OLDEST_SERVER = (6, 2)
+
+
+@dataclass(frozen=True)
+class Script:
+    """A script with the name under which a server that has loaded it knows it."""
+
+    name: str
+    text: bytes
+    sha: str
+
+
+@cache
+def script(name: str) -> Script:
+    """The script of that verb."""
+    text = (files("prefork.broker") / "scripts" / f"{name}.lua").read_bytes()
+    return Script(name, text, sha1(text, usedforsecurity=False).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A verb with its keys and arguments, ready to be sent."""
+
+    verb: str
+    keys: tuple[str, ...]
+    arguments: tuple[Argument, ...] = ()
+
+    def command(self, *, in_full: bool = False) -> tuple[Argument, ...]:
+        """The words of the command; `in_full` for a server that has not loaded the script."""
+        it = script(self.verb)
+        head: tuple[Argument, ...] = ("EVAL", it.text) if in_full else ("EVALSHA", it.sha)
+        return (*head, len(self.keys), *self.keys, *self.arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A message to be enqueued. `at`: "" for now, "+ms" from now, or "ms" since the epoch, by the server's clock."""
+
+    queue: str
+    id: str
+    priority: int
+    at: str
+    payload: bytes  # header, newline, body
+
+    def arguments(self) -> tuple[Argument, ...]:
+        """As `enqueue` and `settle` take it."""
+        return self.id, self.priority, self.at, self.payload
+
+
+def enqueue(k: Keys, entries: Iterable[Entry]) -> Call:
+    """Accept messages, all for this queue. -> [server ms, how many were new]"""
+    keys = (k.messages, k.pending, k.ranked, k.scheduled, k.wake)
+    return Call("enqueue", keys, tuple(word for entry in entries for word in entry.arguments()))
+
+
+def claim(k: Keys, worker: str, n: int) -> Call:
+    """Take up to n messages. -> [server ms, next due ms or -1, left, [ids], [messages], [states]]"""
+    keys = (k.leases, k.active(worker), k.messages, k.state, k.pending, k.ranked, k.scheduled, k.wake, k.paused)
+    return Call("claim", keys, (worker, n))
+
+
+def settle(
+    k: Keys, worker: str, dead_max: int, dead_ttl_ms: int, plain: Sequence[str], records: Iterable[Argument]
+) -> Call:
+    """Settle a batch: `plain` ids are done and keep no result; records as settle.lua says. -> [server ms, settled]"""
+    keys = (
+        k.leases, k.active(worker), k.messages, k.state, k.pending, k.ranked, k.scheduled, k.dead, k.stats, k.wake,
+    )  # fmt: skip
+    head = (worker, k.result_prefix, k.done_prefix, dead_max, dead_ttl_ms, len(plain))
+    return Call("settle", keys, (*head, *plain, *records))
+
+
+def restore(k: Keys, worker: str, mode: str, kept: Iterable[str] = ()) -> Call:
+    """Put back what a worker holds. `mode`: gone, expired or keep. -> how many, or -1 if its lease has not ended"""
+    return Call("restore", (k.leases, k.active(worker), k.messages, k.pending, k.ranked, k.wake), (worker, mode, *kept))
+
+
+def beat(k: Keys, worker: str, lease_ms: int, *, first: bool) -> Call:
+    """Take or renew a lease. -> [server ms, next due ms or -1, waiting, worker, lease's end ms, worker, end …]"""
+    return Call("beat", (k.leases, k.pending, k.ranked, k.scheduled, k.paused), (worker, lease_ms, "01"[first]))
+
+
+def cancel(k: Keys, id: str, result_ttl_ms: int, record: bytes) -> Call:
+    """Cancel what has not been claimed. -> b"cancelled", b"running" or b"finished" """
+    keys = (k.messages, k.state, k.leases, k.scheduled, k.ranked, k.dead, k.stats)
+    return Call(
+        "cancel", keys, (id, k.active_prefix, k.result_prefix + id, k.done_prefix + id, result_ttl_ms, record)
+    )
+
+
+def inspect(k: Keys, id: str) -> Call:
+    """All that is known of a task. -> [place, message, state, result record, worker, score]"""
+    return Call(
+        "inspect", (k.messages, k.state, k.leases, k.scheduled, k.dead, k.result_prefix + id), (id, k.active_prefix)
+    )
+
+
+def census(k: Keys) -> Call:
+    """Count what a queue holds. -> see census.lua"""
+    keys = (k.messages, k.state, k.pending, k.ranked, k.scheduled, k.dead, k.leases, k.stats, k.paused)
+    return Call("census", keys, (k.active_prefix,))
+
+
+def version_of(info: dict[str, object]) -> tuple[str, tuple[int, ...]]:
+    """Name and version of a server from its INFO: what it calls itself, and the Redis version that it is equal to."""
+    redis_version = str(info.get("redis_version", "0"))
+    name = f"valkey {info['valkey_version']}" if "valkey_version" in info else f"redis {redis_version}"
+    return name, tuple(int(part) for part in redis_version.split(".")[:2] if part.isdigit())

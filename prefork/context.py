@@ -1,0 +1,61 @@
+"""What a task with `takes_context=True` is given first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from prefork.errors import PreforkError
+from prefork.message import derived_id
+from prefork.result import TaskResult
+
+if TYPE_CHECKING:
+    from prefork.task import Invocation
+
+R = TypeVar("R")
+MAX_FOLLOW_UPS = 10_000
+
+
+def _nowhere(*_: Any) -> None:
+    """A task that was called plainly has nobody to report to."""
+
+
+@dataclass
+class Context:
+    """This attempt of this task.
+
+    `attempt` counts from 1. `retries_left`: retries after this attempt. `deadline`: when it will be killed; None when
+    it has no timeout. `enqueued_at`: by the server's clock.
+    """
+
+    id: str
+    task_name: str
+    queue_name: str
+    attempt: int
+    retries_left: int
+    enqueued_at: datetime | None
+    deadline: datetime | None
+    follow_ups: list[Invocation[Any]] = field(default_factory=list)
+    report: Callable[[int | float, int | float | None, str], None] = _nowhere
+
+    @classmethod
+    def local(cls, task_name: str) -> Context:
+        """The context of a plain call."""
+        return cls("0" * 32, task_name, "default", 1, 0, None, None)
+
+    def progress(self, done: int | float, total: int | float | None = None, text: str = "") -> None:
+        """Say how far it has come: seen in `TaskResult.progress` and `prefork show`. Cheap: at most some a second."""
+        self.report(done, total, text)
+
+    def enqueue(self, invocation: Invocation[R]) -> TaskResult[R]:
+        """Enqueue a follow-up together with this task's own acknowledgement, only if this attempt succeeds."""
+        if len(self.follow_ups) >= MAX_FOLLOW_UPS:
+            raise PreforkError(
+                f"{self.task_name} {self.id}: more than {MAX_FOLLOW_UPS} follow-ups; enqueue them at once with enqueue_many"
+            )
+        task = invocation.task
+        id = derived_id(self.id, len(self.follow_ups))
+        self.follow_ups.append(invocation)
+        return TaskResult(task.app, id, task.queue_name, task.name, 0)

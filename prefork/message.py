@@ -1,0 +1,227 @@
+"""A message: what travels from `enqueue` to settlement.
+
+In the broker a message is one immutable value, from enqueue to settlement:
+
+    1 1764000000000 0 {"task":"shop.tasks.send_invoice"}\\n[[7],{"copy":true}]
+    │ │             │ └ header: the task's name, and what this message says of its own   └ body: args, kwargs
+    │ │             └ priority
+    │ └ enqueued, ms by the server's clock (the enqueue script puts version, time and priority in front)
+    └ version of this format
+
+What changes from attempt to attempt (`State`) stands beside it, under the same id, only for those that need it. So the
+master reads the header and passes the body on as bytes, and a message that nobody can decode is kept as it came.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import sha256
+from typing import Any
+
+import orjson
+
+from prefork.errors import BadMessage, NotJSON, PayloadTooLarge
+
+VERSION = b"1"
+MAX_PAYLOAD_BYTES = 1 << 20
+MAX_ERRORS_KEPT = 10
+MAX_ERROR_TEXT = 16_384
+
+
+def new_id() -> str:
+    """A UUIDv7 as 32 hexadecimal digits: sortable by time, unique without a server. Source: RFC 9562, 5.7."""
+    return _uuid7(time.time_ns() // 1_000_000, os.urandom(10))
+
+
+def derived_id(parent_id: str, index: int) -> str:
+    """The id of follow-up number `index` of a task: the same for every attempt, so that a repeat enqueues it once."""
+    return _uuid7(int(parent_id[:12], 16), sha256(f"{parent_id}/{index}".encode()).digest()[:10])
+
+
+def _uuid7(unix_ms: int, random: bytes) -> str:
+    bits = int.from_bytes(random, "big")
+    high, low = bits >> 64 & 0x0FFF, bits & 0x3FFFFFFFFFFFFFFF
+    return f"{unix_ms & 0xFFFFFFFFFFFF:012x}7{high:03x}{low | 0x8000000000000000:016x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a message says of itself. None: the task's own option, as the worker knows it, holds."""
+
+    task: str
+    max_retries: int | None = None
+    timeout_s: float | None = None
+    soft_timeout_s: float | None = None
+    expires_s: float | None = None  # after it was enqueued
+    expires_ms: int | None = None  # by the server's clock
+    due_ms: int | None = None  # when it was asked to run, if later than enqueued
+    delay_s: float | None = None  # the same, after it was enqueued
+
+    def encode(self) -> bytes:
+        """The header as JSON, without what is None."""
+        options = {"task": self.task}
+        for name in HEADER_OPTIONS:
+            if (value := getattr(self, name)) is not None:
+                options[name] = value
+        return orjson.dumps(options)
+
+
+HEADER_OPTIONS = ("max_retries", "timeout_s", "soft_timeout_s", "expires_s", "expires_ms", "due_ms", "delay_s")
+
+
+@dataclass(slots=True)
+class State:
+    """What has happened to a message so far. Absent in the broker: nothing has."""
+
+    attempts: int = 0
+    retried: int = 0
+    crashes: int = 0
+    unknown: int = 0  # times that no such task was registered
+    due_ms: int = 0  # of the latest retry
+    started_ms: int = 0  # of the first attempt
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    workers: list[str] = field(default_factory=list)
+    progress: list[Any] | None = None
+
+    def encode(self) -> bytes:
+        """The state as JSON, without what is empty."""
+        return orjson.dumps({name: value for name in STATE_FIELDS if (value := getattr(self, name))})
+
+    @classmethod
+    def decode(cls, raw: bytes | None) -> State:
+        """From JSON. Damaged state counts as none: it must not keep a message from running."""
+        try:
+            fields = orjson.loads(raw) if raw else {}
+            return cls(**{name: value for name, value in fields.items() if name in STATE_FIELDS})
+        except (ValueError, TypeError, AttributeError):
+            return cls()
+
+    def add_error(self, error: dict[str, Any]) -> None:
+        """Keep an attempt's error: the first one and the latest ones, as many as MAX_ERRORS_KEPT."""
+        self.errors.append(error)
+        if len(self.errors) > MAX_ERRORS_KEPT:
+            del self.errors[1]
+
+
+STATE_FIELDS = tuple(State.__dataclass_fields__)
+
+
+@dataclass(slots=True)
+class Message:
+    """A claimed message, decoded as far as routing needs; the body is bytes that only a child reads."""
+
+    id: str
+    queue: str
+    header: Header
+    body: bytes
+    enqueued_ms: int
+    priority: int
+    state: State | None = None
+
+
+def decode(id: str, queue: str, raw: bytes, state: bytes | None = None) -> Message:
+    """Decode a value of the broker. Raises BadMessage, saying what is wrong with it."""
+    try:
+        version, enqueued_ms, priority, rest = raw.split(b" ", 3)
+        header, body = rest.split(b"\n", 1)
+    except ValueError:
+        raise BadMessage(f"message {id} in queue {queue} is not in prefork's format: {raw[:60]!r}") from None
+    if version != VERSION:
+        raise BadMessage(
+            f"message {id} in queue {queue} has format version {version.decode('ascii', 'replace')}, this prefork reads "
+            f"version {VERSION.decode()}; upgrade this worker"
+        )
+    try:
+        return Message(
+            id, queue, _header(header), body, int(enqueued_ms), int(priority), State.decode(state) if state else None
+        )
+    except ValueError as error:
+        raise BadMessage(f"message {id} in queue {queue} has a damaged header: {error}") from None
+
+
+@lru_cache(maxsize=1024)  # most messages of a task have the very same header
+def _header(raw: bytes) -> Header:
+    fields = orjson.loads(raw)
+    if not isinstance(fields, dict) or not isinstance(fields.get("task"), str):
+        raise ValueError("no task name in it")
+    options = {name: fields[name] for name in HEADER_OPTIONS if name in fields}
+    for name, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{name} is not a number")
+    return Header(fields["task"], **options)
+
+
+def encode_body(task: str, args: tuple[Any, ...], kwargs: dict[str, Any], names: tuple[str, ...]) -> bytes:
+    """Arguments as JSON: `[args, kwargs]`. `names`: the positional parameters, to name a culprit.
+
+    Raises NotJSON, naming the argument and its type, and PayloadTooLarge.
+    """
+    try:
+        body = orjson.dumps((args, kwargs))
+        # orjson writes NaN and the infinities as null, silently; only then is it worth to look for one.
+        fault = _not_json_in((args, kwargs)) if b"null" in body else None
+    except (TypeError, RecursionError):
+        body, fault = b"", (("", "a value that JSON cannot carry"))
+    if fault:
+        named = {names[n] if n < len(names) else f"#{n + 1}": value for n, value in enumerate(args)} | kwargs
+        for name, value in named.items():
+            if found := _not_json_in(value):
+                raise NotJSON(f"{task}: argument {name}{found[0]} is {found[1]}; send JSON: {JSON_TYPES}")
+        raise NotJSON(f"{task}: the arguments hold {fault[1]}; send JSON: {JSON_TYPES}")
+    if len(body) > MAX_PAYLOAD_BYTES:
+        raise PayloadTooLarge(
+            f"{task}: the arguments take {len(body):,} bytes, the limit is {MAX_PAYLOAD_BYTES:,}; "
+            f"store the data elsewhere and send where it is"
+        )
+    return body
+
+
+def encode_result(task: str, value: Any) -> bytes:
+    """A task's return value as JSON. Raises NotJSON and PayloadTooLarge."""
+    try:
+        raw = orjson.dumps(value)
+        fault = _not_json_in(value) if b"null" in raw else None
+    except (TypeError, RecursionError):
+        raw, fault = b"", _not_json_in(value) or ("", f"a {type(value).__qualname__} that JSON cannot carry")
+    if fault:
+        raise NotJSON(f"{task}: its result{fault[0]} is {fault[1]}; return JSON ({JSON_TYPES}), or use result_ttl=0")
+    if len(raw) > MAX_PAYLOAD_BYTES:
+        raise PayloadTooLarge(
+            f"{task}: its result takes {len(raw):,} bytes, the limit is {MAX_PAYLOAD_BYTES:,}; "
+            f"store the data elsewhere and return where it is, or use result_ttl=0"
+        )
+    return raw
+
+
+JSON_TYPES = "str, int (64 bit), float, bool, None, list, tuple, dict with str keys, datetime, UUID, dataclass, Enum"
+
+
+def _not_json_in(value: Any, depth: int = 0) -> tuple[str, str] | None:
+    """Where in a value the first thing is that JSON can't carry, and what it is; None if there is none."""
+    if isinstance(value, float):
+        return ("", f"{value}, a float that JSON has no form for") if value - value != 0 else None
+    if depth > 250:
+        return "", "nested too deeply"
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                return "", f"a dict with the {type(key).__qualname__} {key!r:.40} as a key"
+            if found := _not_json_in(item, depth + 1):
+                return f"[{key!r:.40}]{found[0]}", found[1]
+        return None
+    if isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            if found := _not_json_in(item, depth + 1):
+                return f"[{index}]{found[0]}", found[1]
+        return None
+    try:
+        orjson.dumps(value)
+    except (TypeError, RecursionError) as error:
+        kind = type(value)
+        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        said = f" ({error})" if kind in (int, str) else ""
+        return "", f"{'an' if name[0] in 'aeiou' else 'a'} {name}{said}"
+    return None

@@ -1,0 +1,193 @@
+"""What became of a task, seen from where it was enqueued."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import orjson
+import redis
+
+from prefork import message
+from prefork.errors import Cancelled, ResultUnavailable, TaskFailed, WaitTimeout
+
+if TYPE_CHECKING:
+    from prefork.app import Prefork
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+RECHECK_S = 1.0  # the word that a task has finished can get lost with its connection
+
+
+class TaskStatus(StrEnum):
+    """As in Django's Tasks. A task that waits for its retry is READY again."""
+
+    READY = "READY"
+    RUNNING = "RUNNING"
+    SUCCESSFUL = "SUCCESSFUL"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskError:
+    """The error of one attempt. `exception_class_path`: as `module.Class`; `traceback`: as text, may be empty."""
+
+    exception_class_path: str
+    traceback: str
+    message: str = ""
+
+    @property
+    def exception_class(self) -> str:
+        """The last part of the path."""
+        return self.exception_class_path.rpartition(".")[2]
+
+
+class TaskResult(Generic[R_co]):
+    """A task that was enqueued, as it was at the last `refresh`. Making one asks nothing of the broker."""
+
+    __slots__ = ("_app", "_enqueued_ms", "_known", "_value", "id", "queue_name", "status", "task_name")
+
+    def __init__(self, app: Prefork, id: str, queue_name: str, task_name: str, enqueued_ms: int) -> None:
+        self.id, self.queue_name, self.task_name = id, queue_name, task_name
+        self.status = TaskStatus.READY
+        self._app, self._enqueued_ms = app, enqueued_ms
+        self._known: dict[str, Any] = {}
+        self._value: Any = None
+
+    def __repr__(self) -> str:
+        return f"<{self.task_name} {self.id} {self.status}>"
+
+    @property
+    def enqueued_at(self) -> datetime | None:
+        """When the broker accepted it, by its clock."""
+        return _moment(self._enqueued_ms)
+
+    @property
+    def started_at(self) -> datetime | None:
+        """When its first attempt began."""
+        return _moment(self._known.get("started_ms"))
+
+    @property
+    def finished_at(self) -> datetime | None:
+        """When it succeeded, or failed for good."""
+        return _moment(self._known.get("finished_ms"))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has succeeded, or failed for good."""
+        return self.status in (TaskStatus.SUCCESSFUL, TaskStatus.FAILED)
+
+    @property
+    def attempts(self) -> int:
+        """How often it was started."""
+        return int(self._known.get("attempts", 0))
+
+    @property
+    def errors(self) -> list[TaskError]:
+        """The errors of its attempts so far: the first and the latest ones."""
+        return [
+            TaskError(e.get("class", ""), e.get("traceback", ""), e.get("message", ""))
+            for e in self._known.get("errors", ())
+        ]
+
+    @property
+    def progress(self) -> tuple[float, float | None, str] | None:
+        """What the running task said last: done, total, text."""
+        said = self._known.get("progress")
+        return (said[0], said[1], said[2]) if said else None
+
+    @property
+    def return_value(self) -> R_co:
+        """What the task returned, as JSON carries it. Raises ValueError before it has succeeded."""
+        if self.status is TaskStatus.SUCCESSFUL:
+            return self._value  # type: ignore[no-any-return]
+        raise ValueError("Task failed" if self.status is TaskStatus.FAILED else "Task has not finished yet")
+
+    def refresh(self) -> None:
+        """Ask the broker. Raises ResultUnavailable when it knows nothing of this task (any more)."""
+        place, raw, state, record, _, score = self._app.client.inspect(self.queue_name, self.id)
+        if record is not None:
+            self._take_record(orjson.loads(record))
+        elif place == "dead":
+            self.status = TaskStatus.FAILED
+            self._take_state(raw, state)
+            self._known["finished_ms"] = score
+        elif place:
+            self.status = TaskStatus.RUNNING if place == "active" else TaskStatus.READY
+            self._take_state(raw, state)
+            if place == "active":
+                self._known["attempts"] = self.attempts + 1
+                self._known.setdefault("started_ms", score)
+        elif self._keeps_none():
+            raise ResultUnavailable(f"{self.task_name} {self.id} has finished and keeps no result: its result_ttl is 0")
+        else:
+            raise ResultUnavailable(
+                f"nothing is known of task {self.id} in queue {self.queue_name}: its result has expired, or it never was"
+            )
+
+    async def arefresh(self) -> None:
+        """As `refresh`, without blocking the event loop."""
+        await asyncio.to_thread(self.refresh)
+
+    def wait(self, timeout: float | None = None) -> R_co:
+        """Wait until it has finished, up to `timeout` seconds, and return its value.
+
+        Raises TaskFailed with the task's error and traceback, WaitTimeout, ResultUnavailable if it keeps no result.
+        """
+        if self._keeps_none():
+            raise ResultUnavailable(f"{self.task_name} keeps no result to wait for: its result_ttl is 0")
+        give_up = None if timeout is None else time.monotonic() + timeout
+        self.refresh()
+        while not self.is_finished:
+            try:
+                with self._app.client.listen(self.queue_name, self.id) as heard:
+                    self.refresh()  # it may have finished before anybody listened
+                    while not self.is_finished:
+                        left_s = RECHECK_S if give_up is None else min(RECHECK_S, give_up - time.monotonic())
+                        if left_s <= 0:
+                            raise WaitTimeout(f"{self.task_name} {self.id} is {self.status} after {timeout:g} s")
+                        heard(left_s)
+                        self.refresh()
+            except redis.RedisError:
+                time.sleep(0.05)  # the listening connection broke; `refresh` reports a broker that is really gone
+                self.refresh()
+        if self.status is TaskStatus.SUCCESSFUL:
+            return self.return_value
+        errors = self.errors
+        last = errors[-1] if errors else TaskError("", "")
+        raise TaskFailed(self.task_name, self.id, last.exception_class_path, last.message, last.traceback)
+
+    def cancel(self) -> bool:
+        """Cancel it if it has not started: then it is FAILED with `prefork.Cancelled`. -> whether it was cancelled"""
+        now_ms = time.time_ns() // 1_000_000
+        error = {"class": f"prefork.{Cancelled.__name__}", "message": "cancelled before it started", "traceback": ""}
+        record = {"status": "FAILED", "task": self.task_name, "enqueued_ms": self._enqueued_ms, "finished_ms": now_ms}
+        ttl_ms = self._app.result_ttl_ms(self.task_name)
+        record_bytes = orjson.dumps(record | {"attempts": 0, "errors": [error]})
+        return self._app.client.cancel(self.queue_name, self.id, ttl_ms, record_bytes) == "cancelled"
+
+    def _keeps_none(self) -> bool:
+        return self._app.result_ttl_ms(self.task_name) == 0
+
+    def _take_record(self, record: dict[str, Any]) -> None:
+        self.status = TaskStatus(record["status"])
+        self.task_name = record.get("task", self.task_name)
+        self._enqueued_ms = record.get("enqueued_ms") or self._enqueued_ms
+        self._value = record.get("value")
+        self._known = record
+
+    def _take_state(self, raw: bytes, state: bytes | None) -> None:
+        self._known = orjson.loads(state) if state else {}
+        try:
+            decoded = message.decode(self.id, self.queue_name, raw)
+        except message.BadMessage:
+            return
+        self.task_name, self._enqueued_ms = decoded.header.task, decoded.enqueued_ms
+
+
+def _moment(ms: int | None) -> datetime | None:
+    return datetime.fromtimestamp(ms / 1000, UTC) if ms else None

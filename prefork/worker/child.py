@@ -1,0 +1,312 @@
+"""The child's side: receive, run, answer. It runs tasks one at a time and knows nothing of Redis.
+
+1. Cut loose from what belongs to the master; end when it ends.
+2. Call the app's `on_child_start` hooks; say READY.
+3. For each message: decode the body, run the task, answer at once; whatever the task did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import random
+import resource
+import signal
+import sys
+import threading
+import time
+import traceback
+import types
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn
+
+import orjson
+from setproctitle import setproctitle
+
+from prefork.app import Prefork
+from prefork.context import Context
+from prefork.errors import BadMessage, Dead, NotJSON, PayloadTooLarge, Retry, SoftTimeout
+from prefork.message import MAX_ERROR_TEXT, derived_id, encode_result
+from prefork.retry import default_retry_delay, retry_delay_s
+from prefork.task import Task
+from prefork.worker import handoff
+from prefork.worker.handoff import ChildEnd, Given
+from prefork.worker.logs import Running, capture_prints
+
+log = logging.getLogger("prefork")
+PROGRESS_EVERY_S = 0.2
+EXIT_BOOT_FAILED, EXIT_LOST_MASTER = 11, 12
+PR_SET_PDEATHSIG = 1
+NOT_THE_TASKS = (__file__, os.path.dirname(asyncio.__file__))
+LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+class Child:
+    """One forked process."""
+
+    def __init__(self, number: int, app: Prefork, tasks: list[Task[..., Any]], end: ChildEnd, running: Running) -> None:
+        self._number, self._app, self._tasks, self._end, self._running = number, app, tasks, end, running
+        self._runner: asyncio.Runner | None = None
+        self._title = f"prefork: child {number} of {app.name}"
+        self._cpu_s = 0.0
+
+    def live(self, master: int) -> NoReturn:
+        """Run until the master has no more work for this child, or is gone. Never returns."""
+        code = 0
+        try:
+            cut_loose(master)
+            self._prints = capture_prints()
+            setproctitle(self._title)
+            if self._boot():
+                self._cpu_s = _cpu_s()
+                while given := self._end.next():
+                    self._run(given)
+            else:
+                code = EXIT_BOOT_FAILED
+        except OSError:  # a task closed our pipes, or the master is gone
+            code = EXIT_LOST_MASTER
+        except BaseException:
+            log.exception("child %d ends by an error of prefork's own", self._number)
+            code = 1
+        finally:
+            os._exit(code)
+
+    def _boot(self) -> bool:
+        try:
+            for hook in self._app.child_start_hooks:
+                hook()
+        except BaseException as error:
+            self._end.answer(0, handoff.BOOT_FAILED, orjson.dumps(_error(error)))
+            return False
+        self._end.answer(0, handoff.READY)
+        return True
+
+    def _run(self, given: Given) -> None:
+        task = self._tasks[given.task]
+        self._running.task, self._running.id = task.name, given.id
+        if given.flags & handoff.WILL_LAST:
+            setproctitle(f"{self._title}: {task.name} {given.id}")
+        begun_s = time.perf_counter()
+        try:
+            kind, payload = self._attempt(task, given)
+        except BaseException as error:  # what a failing task left over, such as a signal that came late
+            kind, payload = handoff.FAILED, self._failure(task, given, error)
+        ran_s = time.perf_counter() - begun_s
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        cpu_s, self._cpu_s = usage.ru_utime + usage.ru_stime - self._cpu_s, usage.ru_utime + usage.ru_stime
+        for printed in self._prints:
+            printed.finish()
+        self._running.task = ""
+        if given.flags & handoff.WILL_LAST:
+            setproctitle(self._title)
+        self._end.answer(given.number, kind, payload, ran_s, cpu_s, _peak_kib(usage))
+
+    def _attempt(self, task: Task[..., Any], given: Given) -> tuple[int, bytes]:
+        try:
+            args, kwargs = orjson.loads(given.body)
+            if not (isinstance(args, list) and isinstance(kwargs, dict)):
+                raise ValueError("the body is not [args, kwargs]")
+        except ValueError as error:
+            bad = BadMessage(f"message {given.id} for {task.name} has a damaged body: {error}")
+            return handoff.FAILED, _encode({"error": _error(bad), "dead": True})
+        context = None
+        if task.options.takes_context:
+            context = self._context(task, given)
+            args.insert(0, context)
+        try:
+            value = self._call(task, args, kwargs, given.soft_timeout_s)
+        except BaseException as error:
+            return handoff.FAILED, self._failure(task, given, error)
+        try:
+            result = encode_result(task.name, value) if task.options.result_ttl_s else b""
+        except (NotJSON, PayloadTooLarge) as error:
+            return handoff.FAILED, _encode({"error": _error(error), "dead": True})
+        if context and context.follow_ups:
+            return handoff.DONE_WITH_FOLLOW_UPS, _follow_ups(given.id, context) + b"\n" + result
+        return handoff.DONE, result
+
+    def _call(self, task: Task[..., Any], args: list[Any], kwargs: dict[str, Any], soft_s: float) -> Any:
+        if not task.is_async:
+            if not soft_s:
+                return task.function(*args, **kwargs)
+            with _soft_timeout(soft_s):
+                return task.function(*args, **kwargs)
+        if self._runner is None:
+            self._runner = asyncio.Runner()
+        coroutine = task.function(*args, **kwargs)
+        return self._runner.run(_with_soft_timeout(coroutine, soft_s) if soft_s else coroutine)
+
+    def _context(self, task: Task[..., Any], given: Given) -> Context:
+        said_s = 0.0
+
+        def report(done: float, total: float | None, text: str) -> None:
+            nonlocal said_s
+            now_s = time.monotonic()
+            if now_s - said_s >= PROGRESS_EVERY_S or done == total:
+                said_s = now_s
+                self._end.answer(given.number, handoff.PROGRESS, _encode([done, total, _clean(str(text), 200)]))
+
+        deadline = datetime.now(UTC) + timedelta(seconds=given.timeout_s) if given.timeout_s else None
+        enqueued_at = datetime.fromtimestamp(given.enqueued_ms / 1000, UTC)
+        left = max(0, given.max_retries - given.retried)
+        return Context(
+            given.id, task.name, task.queue_name, given.attempt, left, enqueued_at, deadline, report=report
+        )
+
+    def _failure(self, task: Task[..., Any], given: Given, error: BaseException) -> bytes:
+        """What the master needs to decide: the error; whether, when and at whose cost to try again."""
+        options = task.options
+        verdict: dict[str, Any] = {"error": _error(error)}
+        if isinstance(error, Dead) or isinstance(error, options.dont_retry_on):
+            verdict["dead"] = True
+        elif isinstance(error, Retry):
+            verdict |= {"delay_s": error.delay, "counted": error.counted, "asked": True}
+        elif options.retry_on != (Exception,) and not isinstance(error, options.retry_on):
+            verdict["dead"] = True
+        if not verdict.get("dead") and verdict.get("delay_s") is None:
+            try:
+                verdict["delay_s"] = retry_delay_s(options.retry_delay, given.retried)
+            except Exception as fault:
+                log.warning("retry_delay of %s failed (%r); the default holds", task.name, fault)
+                verdict["delay_s"] = default_retry_delay(given.retried)
+        return _encode(verdict)
+
+
+def cut_loose(master: int) -> None:
+    """Leave behind what belongs to the master, and make sure not to outlive it."""
+    os.setsid()  # a kill of the group reaches what a task started; signals to the master's group don't come here
+    if LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    else:
+        threading.Thread(target=_end_with, args=(master,), daemon=True).start()
+    if os.getppid() != master:
+        os._exit(EXIT_LOST_MASTER)
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1,
+                   signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU):  # fmt: skip
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    random.seed()
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()
+
+
+def _end_with(master: int) -> None:
+    """Where the kernel has no signal for a parent's death: look for it."""
+    while os.getppid() == master:
+        time.sleep(0.25)
+    os.killpg(0, signal.SIGKILL)
+
+
+@contextmanager
+def _soft_timeout(soft_s: float) -> Generator[None, None, None]:
+    armed = True
+
+    def fire(*_: object) -> None:
+        if armed:
+            raise SoftTimeout(f"still running after {soft_s:g} s")
+
+    signal.signal(signal.SIGALRM, fire)  # each time: a task may have put its own there
+    signal.setitimer(signal.ITIMER_REAL, soft_s)
+    try:
+        yield
+    finally:
+        armed = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+async def _with_soft_timeout(coroutine: Coroutine[Any, Any, Any], soft_s: float) -> Any:
+    """Await a coroutine; when its time is over, raise SoftTimeout inside it, where it waits."""
+    running = asyncio.current_task()
+    assert running
+    over = False
+
+    def fire() -> None:
+        nonlocal over
+        over = True
+        running.cancel()
+
+    timer = asyncio.get_running_loop().call_later(soft_s, fire)
+
+    @types.coroutine
+    def drive() -> Generator[Any, Any, Any]:
+        step: Callable[[], Any] = lambda: coroutine.send(None)  # noqa: E731
+        while True:
+            try:
+                waits_for = step()
+            except StopIteration as end:
+                return end.value
+            try:
+                sent = yield waits_for
+                step = lambda sent=sent: coroutine.send(sent)  # noqa: E731
+            except asyncio.CancelledError as cancelled:
+                error: BaseException = cancelled
+                if over and not timer.cancelled():
+                    timer.cancel()  # once
+                    running.uncancel()
+                    error = SoftTimeout(f"still running after {soft_s:g} s")
+                step = lambda error=error: coroutine.throw(error)  # noqa: E731
+            except BaseException as raised:
+                step = lambda raised=raised: coroutine.throw(raised)  # noqa: E731
+
+    try:
+        return await drive()
+    finally:
+        timer.cancel()
+
+
+def _follow_ups(parent: str, context: Context) -> bytes:
+    entries = (invocation.entry(derived_id(parent, n)) for n, invocation in enumerate(context.follow_ups))
+    return _encode([[e.queue, e.id, e.priority, e.at, e.payload.decode()] for e in entries])
+
+
+def _error(error: BaseException) -> dict[str, str]:
+    kind = type(error)
+    try:
+        text = str(error)
+    except BaseException:
+        text = "<its text cannot be made>"
+    try:
+        trace = "".join(traceback.format_exception(kind, error, _own_frames(error)))
+    except BaseException:
+        trace = ""
+    return {
+        "class": _clean(f"{kind.__module__.replace('prefork.errors', 'prefork')}.{kind.__qualname__}", 300),
+        "message": _clean(text, 2000),
+        "traceback": _clean(trace, MAX_ERROR_TEXT),
+    }
+
+
+def _own_frames(error: BaseException) -> types.TracebackType | None:
+    """The traceback without the frames at its beginning that are ours, or asyncio's for us."""
+    trace = error.__traceback__
+    while trace and trace.tb_frame.f_code.co_filename.startswith(NOT_THE_TASKS):
+        trace = trace.tb_next
+    return trace
+
+
+def _clean(text: str, limit: int) -> str:
+    """Text that JSON can carry, its middle left out if it is too long."""
+    if len(text) > limit:
+        text = f"{text[: limit // 3]}\n… {len(text) - limit:,} characters left out …\n{text[-(limit - limit // 3):]}"
+    return text.encode("utf-8", "replace").decode()
+
+
+def _encode(value: Any) -> bytes:
+    return orjson.dumps(value)
+
+
+def _cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _peak_kib(usage: resource.struct_rusage) -> int:
+    return min(0xFFFFFFFF, usage.ru_maxrss if sys.platform == "linux" else usage.ru_maxrss >> 10)

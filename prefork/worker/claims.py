@@ -1,0 +1,196 @@
+"""When to claim, from which queue, and how to sleep until there is something: without polling.
+
+- A queue is *drained* when a claim has found less than was asked for. Masters block on the wake markers of their drained
+  queues, and ask the others as soon as a child has room.
+- Whoever pops a marker owes a claim, be it for nothing: the script sets the marker again for the next master if
+  anything is left. So no wake-up is lost with a master that has no room.
+- Each reply tells when the next delayed message is due; a timer claims then, to the millisecond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import hiredis
+
+from prefork.broker import verbs
+from prefork.broker.channel import Channel, Lost
+from prefork.broker.keys import Keys
+from prefork.worker.clock import ServerClock
+from prefork.worker.loop import Loop, Timer
+
+BLOCK_S = 30
+LARGEST_CLAIM = 1000
+Claimed = Callable[[str, list[bytes], list[bytes], list[bytes | None]], None]
+
+
+@dataclass(eq=False)
+class Queue:
+    """One queue of this worker."""
+
+    keys: Keys
+    weight: int
+    credit: float = 0.0
+    drained: bool = False
+    in_flight: bool = False
+    owes_claim: bool = False
+    woken: bool = False  # while a claim was in flight: what that one found is old
+    due: Timer | None = None
+
+
+def shares(queues: list[Queue], n: int, *, strict: bool) -> list[tuple[Queue, int]]:
+    """From which queues to claim how many of n. Strict: the first that has any. Else by smooth weighted round robin.
+
+    Source of the latter: nginx, commit 52327e0627f4 ("Upstream: smooth weighted round-robin balancing").
+    """
+    filled = [queue for queue in queues if not queue.drained]
+    if strict or len(filled) < 2:
+        return [(filled[0], n)] if filled else []
+    total = sum(queue.weight for queue in filled)
+    given = [n * queue.weight // total for queue in filled]
+    for _ in range(n - sum(given)):
+        for queue in filled:
+            queue.credit += queue.weight
+        best = max(range(len(filled)), key=lambda at: filled[at].credit)
+        filled[best].credit -= total
+        given[best] += 1
+    return [(queue, some) for queue, some in zip(filled, given, strict=True) if some]
+
+
+class Claims:
+    """The claims of one worker. `claimed` gets queue, ids, messages and states of what has come."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        channel: Channel,
+        blocker: Channel,
+        clock: ServerClock,
+        queues: list[Queue],
+        *,
+        strict: bool,
+        claimed: Claimed,
+        fenced: Callable[[str], None],
+        refused: Callable[[str], None],
+    ) -> None:
+        self._loop, self._channel, self._blocker, self._clock = loop, channel, blocker, clock
+        self._strict, self._claimed, self._fenced, self._refused = strict, claimed, fenced, refused
+        self.queues = queues
+        self._by_marker = {queue.keys.wake.encode(): queue for queue in queues}
+        self.worker = ""
+        self.open = False
+        self.lost = False  # a claim's reply: what it took is held by this worker, which does not know it
+        self._blocked_on: set[Queue] | None = None
+        self._blocker_id = 0
+        self._unblocking = False
+        self._pause: Timer | None = None
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a reply is due."""
+        return any(queue.in_flight for queue in self.queues)
+
+    @property
+    def all_drained(self) -> bool:
+        """Whether nothing is left to claim, as far as is known."""
+        return all(queue.drained and not queue.in_flight and not queue.owes_claim for queue in self.queues)
+
+    def turn(self, n: int) -> None:
+        """Once a turn of the loop: ask for n messages, or sleep on the markers of what is drained."""
+        if not self.open or not self._channel.ready or self._pause:
+            return
+        if n and not self.in_flight:
+            for queue, some in shares(self.queues, min(n, LARGEST_CLAIM), strict=self._strict):
+                self._ask(queue, some)
+        for queue in self.queues:
+            if queue.owes_claim and not queue.in_flight:
+                self._ask(queue, 0)
+        self._block()
+
+    def wake(self, queue: Queue) -> None:
+        """There may be something in it."""
+        queue.drained = False
+        queue.owes_claim = True
+        queue.woken = queue.in_flight
+
+    def wake_all(self) -> None:
+        """After a time in which a wake-up may have been lost."""
+        for queue in self.queues:
+            self.wake(queue)
+
+    def due(self, queue: Queue, next_due_ms: int) -> None:
+        """When the first of its delayed messages is due; -1 for none."""
+        if queue.due:
+            queue.due.cancel()
+            queue.due = None
+        if next_due_ms >= 0:
+            delay_s = max(0.0, (next_due_ms - self._clock.now_ms()) / 1000) + 0.001
+            queue.due = self._loop.call_later(delay_s, lambda: self.wake(queue))
+
+    def _ask(self, queue: Queue, n: int) -> None:
+        queue.in_flight, queue.owes_claim, queue.woken = True, False, False
+        self._channel.send(verbs.claim(queue.keys, self.worker, n), lambda reply: self._reply(queue, n, reply))
+
+    def _reply(self, queue: Queue, n: int, reply: Any) -> None:
+        queue.in_flight = False
+        if isinstance(reply, Exception):
+            queue.drained = False
+            if isinstance(reply, Lost):
+                self.lost = self.lost or n > 0
+            elif isinstance(reply, hiredis.ReplyError) and str(reply).startswith("FENCED"):
+                self._fenced(str(reply))
+            else:
+                self._refused(str(reply))
+                self._pause = self._loop.call_later(0.5, self._go_on)
+            return
+        now_ms, next_due_ms, left, ids, messages, states = reply
+        self._clock.told(now_ms)
+        if not queue.woken:
+            queue.drained = left == 0 and (n == 0 or len(ids) < n)
+        self.due(queue, next_due_ms)
+        if ids:
+            self._claimed(queue.keys.queue, ids, messages, states or [None] * len(ids))
+
+    def _go_on(self) -> None:
+        self._pause = None
+
+    # -- sleep --------------------------------------------------------------------------------------------------
+
+    def blocker_up(self) -> None:
+        """The blocking connection is there (again); what came meanwhile may have gone unheard."""
+        self._blocked_on, self._unblocking = None, False
+        self._blocker.send_words(("CLIENT", "ID"), self._know_blocker)
+        self.wake_all()
+
+    def _know_blocker(self, reply: Any) -> None:
+        self._blocker_id = reply if isinstance(reply, int) else 0
+
+    def _block(self) -> None:
+        drained = {queue for queue in self.queues if queue.drained and not queue.in_flight}
+        if not drained or not self._blocker.ready:
+            return
+        if self._blocked_on is None:
+            self._blocked_on = drained
+            words = ("BZPOPMIN", *(queue.keys.wake for queue in self.queues if queue in drained), BLOCK_S)
+            self._blocker.send_words(words, self._woken, BLOCK_S + 5)
+            self._blocker.flush()
+        elif drained - self._blocked_on and self._blocker_id and not self._unblocking:
+            self._unblocking = True
+            self._channel.send_words(("CLIENT", "UNBLOCK", self._blocker_id), lambda reply: None)
+
+    def _woken(self, reply: Any) -> None:
+        self._blocked_on, self._unblocking = None, False
+        if isinstance(reply, list):
+            self.wake(self._by_marker[reply[0]])
+        elif isinstance(reply, hiredis.ReplyError):
+            self._refused(str(reply))
+            self._pause = self._pause or self._loop.call_later(0.5, self._go_on)
+
+    def close(self) -> None:
+        """Claim no more."""
+        self.open = False
+        for queue in self.queues:
+            if queue.due:
+                queue.due.cancel()

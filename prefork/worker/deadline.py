@@ -1,0 +1,68 @@
+"""Hard timeouts, and children that lag. The soft timeout is the child's own (child.py).
+
+Timers are armed only while they can matter, and look at what is true when they fire; so a task that is done within its
+time costs nothing, and an idle worker sleeps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from prefork.worker.dispatch import LAG_S
+from prefork.worker.loop import Loop, Timer
+from prefork.worker.pool import Pool, Process
+
+
+class Deadlines:
+    """Kills children whose task is over its time."""
+
+    def __init__(self, loop: Loop, pool: Pool) -> None:
+        self._loop, self._pool = loop, pool
+        self._timer: Timer | None = None
+
+    def watch(self, timeout_s: float) -> None:
+        """A child was handed a task with this timeout: look no later than then."""
+        if timeout_s and (self._timer is None or self._timer.due_s > time.monotonic() + timeout_s):
+            if self._timer:
+                self._timer.cancel()
+            self._timer = self._loop.call_later(timeout_s, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        for child in list(self._pool.children):
+            left_s = self._left_s(child)
+            if left_s is not None and left_s <= 0:
+                self._pool.read(child)  # it may have answered just in time
+                left_s = self._left_s(child)
+                order = child.head
+                if left_s is not None and left_s <= 0 and order and not child.killed_for:
+                    self._pool.kill(child, f"timeout of {order.timeout_s:g} s")
+        left = [left_s for child in self._pool.children if (left_s := self._left_s(child)) is not None and left_s > 0]
+        # Others wait behind: their own time begins when they start, so that this look is early for them, never late.
+        if left:
+            self.watch(min(left))
+
+    def _left_s(self, child: Process) -> float | None:
+        order = child.head
+        if order is None or not order.timeout_s or child.killed_for:
+            behind = [o.timeout_s for o in child.end.unanswered.values() if o.timeout_s]
+            return min(behind) if behind and not child.killed_for else None
+        return child.slot.head_since_s + order.timeout_s - time.monotonic()
+
+
+class LagWatch:
+    """Looks, while anything waits behind another, whether it should wait no longer."""
+
+    def __init__(self, loop: Loop, look: Callable[[], None]) -> None:
+        self._loop, self._look = loop, look
+        self._timer: Timer | None = None
+
+    def arm(self) -> None:
+        """Something waits."""
+        if self._timer is None:
+            self._timer = self._loop.call_later(LAG_S, self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        self._look()

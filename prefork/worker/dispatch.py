@@ -1,0 +1,173 @@
+"""Who gets what, and how much to claim. Pure logic: no input, no output, time is told.
+
+- A child is handed about two milliseconds of work ahead, by what each task name has taken so far (mean and spread); a
+  message that is expected to be long, or is of a name not yet known, only when it has nothing else.
+- What is claimed is what the children can be handed, and as much again while tasks are short, so that no child waits for
+  a round trip.
+- A child whose running message takes longer than expected lags: what waits behind it is taken back.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import inf
+from typing import Generic, Protocol, TypeVar
+
+AHEAD_S = 0.002
+MAX_DEPTH = 64
+LAG_S = 0.003
+STALE_S = 0.02
+OVERHEAD_S = 10e-6  # of the hand-off, beside the time that a task itself takes
+
+
+class Expected(Protocol):
+    """What is dispatched."""
+
+    expected_s: float
+
+
+W = TypeVar("W", bound=Expected)
+
+
+class RunTimes:
+    """How long tasks take, by name: a decayed mean and mean deviation, as TCP keeps its round trip times.
+
+    Source: V. Jacobson, "Congestion Avoidance and Control", 1988, appendix A.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[float, float]] = {}
+        self.mix_s = inf  # what the next message of any name will probably take
+
+    def expect_s(self, name: str) -> float:
+        """Seconds that a task will hardly exceed; infinite for one never seen."""
+        mean_s, spread_s = self._known.get(name, (inf, 0.0))
+        return mean_s + 2 * spread_s
+
+    def observe(self, name: str, ran_s: float) -> None:
+        """Learn from one run."""
+        ran_s += OVERHEAD_S
+        if known := self._known.get(name):
+            mean_s, spread_s = known
+            off_s = ran_s - mean_s
+            self._known[name] = mean_s + off_s / 8, spread_s + (abs(off_s) - spread_s) / 4
+        else:
+            self._known[name] = ran_s, ran_s / 2
+        self.mix_s = ran_s if self.mix_s == inf else self.mix_s + (ran_s - self.mix_s) / 8
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """A child, as the dispatcher sees it. `head_since_s`: when what it is running began."""
+
+    open: bool = False
+    outstanding: int = 0
+    load_s: float = 0.0
+    head_since_s: float = 0.0
+
+    def handed(self, expected_s: float, now_s: float) -> None:
+        """It was given one more."""
+        if not self.outstanding:
+            self.head_since_s = now_s
+            self.load_s = 0.0
+        self.outstanding += 1
+        self.load_s += expected_s
+
+    def answered(self, expected_s: float, now_s: float) -> None:
+        """It has answered one: the next one runs from now on."""
+        self.returned(expected_s)
+        self.head_since_s = now_s
+
+    def returned(self, expected_s: float) -> None:
+        """One was taken back from it."""
+        self.outstanding -= 1
+        # inf - inf is not a number
+        self.load_s = self.load_s - expected_s if self.outstanding and expected_s < inf else 0.0
+
+    def lags(self, now_s: float) -> bool:
+        """Whether what it is running takes longer than what anything should wait behind."""
+        return self.outstanding > 0 and now_s - self.head_since_s > LAG_S
+
+
+class Dispatcher(Generic[W]):
+    """What was claimed and not yet handed out, and to whom it goes."""
+
+    def __init__(self, slots: Iterable[Slot] = ()) -> None:
+        self.ready: deque[W] = deque()
+        self.slots: list[Slot] = list(slots)
+        self.ready_since_s = 0.0
+
+    def add(self, work: Iterable[W], now_s: float) -> None:
+        """What was claimed, in its order."""
+        if not self.ready:
+            self.ready_since_s = now_s
+        self.ready.extend(work)
+
+    def add_first(self, work: list[W], now_s: float) -> None:
+        """What was taken back from a child, before what was claimed after it."""
+        if not self.ready:
+            self.ready_since_s = now_s
+        self.ready.extendleft(reversed(work))
+
+    def wanted(self, mix_s: float, now_s: float) -> int:
+        """How many messages to claim now."""
+        idle = sum(1 for slot in self.slots if slot.open and not slot.outstanding)
+        short = idle - len(self.ready)
+        if mix_s >= AHEAD_S:
+            return max(0, short)
+        depth = min(MAX_DEPTH, int(AHEAD_S / mix_s))
+        target = held = 0
+        for slot in self.slots:
+            if slot.open and not slot.lags(now_s):
+                target += 2 * depth
+                held += slot.outstanding
+        missing = target - held - len(self.ready)
+        # A few missing ones are worth a round trip only if somebody has nothing to do.
+        return missing if missing > 0 and (short > 0 or missing * 4 >= target) else 0
+
+    def assign(self, now_s: float) -> list[tuple[Slot, list[W]]]:
+        """Hand out what is ready: to those who have nothing first, evenly, in order."""
+        if not self.ready:
+            return []
+        open_slots = [slot for slot in self.slots if slot.open]
+        if not open_slots:
+            return []
+        share = -(-len(self.ready) // len(open_slots))
+        given = []
+        for slot in sorted(open_slots, key=_outstanding):
+            some: list[W] = []
+            while self.ready and len(some) < share and self._fits(slot, self.ready[0], now_s):
+                work = self.ready.popleft()
+                slot.handed(work.expected_s, now_s)
+                some.append(work)
+            if some:
+                given.append((slot, some))
+            if not self.ready:
+                break
+        self.ready_since_s = now_s if given else self.ready_since_s
+        return given
+
+    def _fits(self, slot: Slot, work: W, now_s: float) -> bool:
+        if not slot.outstanding:
+            return True
+        return (
+            slot.outstanding < MAX_DEPTH and slot.load_s + work.expected_s <= AHEAD_S and not slot.lags(now_s)
+        )
+
+    def stale(self, now_s: float) -> list[W]:
+        """What was claimed and can't be handed out soon: it goes back to its queue, for other workers."""
+        if not self.ready or now_s - self.ready_since_s < STALE_S:
+            return []
+        stale = list(self.ready)
+        self.ready.clear()
+        return stale
+
+    def waits(self) -> bool:
+        """Whether anything is waiting, here or behind another in a child."""
+        return bool(self.ready) or any(slot.outstanding > 1 for slot in self.slots)
+
+
+def _outstanding(slot: Slot) -> int:
+    return slot.outstanding

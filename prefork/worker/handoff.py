@@ -1,0 +1,254 @@
+"""The hand-off between master and child: three plain pipes, and both ends of each.
+
+    task    master -> child   frames: a message and what its attempt needs; finished when the pipe has room
+    token   master -> child   8 bytes: the number of a message that may be started
+    answer  child -> master   one frame for each message, at once
+
+The token pipe is the queue of what the child has not started. Whoever reads a token owns its message: the child starts
+it, or the master, which keeps the reading end open too, has taken it back. The kernel decides, message by message; so
+after a child's death it is exact what was running (token gone, no answer) and what was only waiting (token still there).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from prefork.message import Message
+
+TOKEN = struct.Struct("<Q")
+# number, length of what follows; index of the task, flags, attempt, retried, max_retries; timeout_s, soft_timeout_s
+# (0: none), enqueued_ms; id; then the body
+FRAME = struct.Struct("<QIHHHHHddQ32s")
+# number, kind, length of the payload, seconds it ran, seconds of CPU, peak memory of the child in KiB
+ANSWER = struct.Struct("<QBIddI")
+
+WILL_LAST = 1  # flag: worth a process title of its own
+
+READY, DONE, DONE_WITH_FOLLOW_UPS, FAILED, PROGRESS, BOOT_FAILED = range(6)  # kinds of answers
+
+LARGEST_ANSWER = 64 << 20
+
+
+@dataclass(slots=True)
+class Order:
+    """A message with what this attempt of it needs, as the master hands it to a child."""
+
+    message: Message
+    task: int
+    attempt: int
+    retried: int
+    max_retries: int
+    timeout_s: float
+    soft_timeout_s: float
+    expected_s: float
+    flags: int = 0
+
+    def frame(self, number: int) -> tuple[bytes, bytes]:
+        """Head and body, to be written one after the other."""
+        m = self.message
+        head = FRAME.pack(
+            number, len(m.body), self.task, self.flags, self.attempt, self.retried, self.max_retries, self.timeout_s,
+            self.soft_timeout_s, m.enqueued_ms, m.id.encode(),
+        )  # fmt: skip
+        return head, m.body
+
+
+@dataclass(slots=True)
+class Answer:
+    """What a child said."""
+
+    number: int
+    kind: int
+    ran_s: float
+    cpu_s: float
+    peak_kib: int
+    payload: bytes
+
+
+class MasterEnd:
+    """The master's ends of one child's pipes, and the orders that it has not answered, oldest first."""
+
+    def __init__(self) -> None:
+        self._child_task_r, self.task_w = os.pipe()
+        self.token_r, self.token_w = os.pipe()
+        self.answer_r, self._child_answer_w = os.pipe()
+        # One description serves both who read tokens, so the child polls when there is none.
+        for fd in (self.task_w, self.token_w, self.token_r, self.answer_r):
+            os.set_blocking(fd, False)
+        self.unanswered: dict[int, Order] = {}
+        self.backlog = bytearray()
+        self._number = 0
+        self._answers = bytearray()
+
+    def child_end(self) -> ChildEnd:
+        """In the child: its own ends; the master's are closed."""
+        for fd in (self.task_w, self.token_w, self.answer_r):
+            os.close(fd)
+        return ChildEnd(self._child_task_r, self.token_r, self._child_answer_w)
+
+    def forked(self) -> None:
+        """In the master, after the fork: close the child's ends."""
+        os.close(self._child_task_r)
+        os.close(self._child_answer_w)
+
+    def descriptors(self) -> tuple[int, ...]:
+        """What a child forked later has to close, or nobody would see end-of-file when the master dies."""
+        return tuple(fd for fd in (self.task_w, self.token_w, self.token_r, self.answer_r) if fd >= 0)
+
+    def hand(self, orders: list[Order]) -> bool:
+        """Give orders to the child, in this order. -> whether all was written; if not, call `write_on` on room."""
+        frames: list[bytes] = []
+        tokens: list[bytes] = []
+        for order in orders:
+            self._number += 1
+            self.unanswered[self._number] = order
+            frames += order.frame(self._number)
+            tokens.append(TOKEN.pack(self._number))
+        data = b"".join(frames)
+        if self.backlog:
+            self.backlog += data
+        else:
+            written = self._write(data)
+            if written < len(data):
+                self.backlog += memoryview(data)[written:]
+        with contextlib.suppress(BrokenPipeError):  # the child has died; its end is seen when it is reaped
+            os.write(self.token_w, b"".join(tokens))
+        return not self.backlog
+
+    def write_on(self) -> bool:
+        """Write what did not fit before. -> whether all is written"""
+        del self.backlog[: self._write(self.backlog)]
+        return not self.backlog
+
+    def _write(self, data: bytes | bytearray) -> int:
+        try:
+            return os.write(self.task_w, data)
+        except BlockingIOError:
+            return 0
+        except BrokenPipeError:
+            return len(data)
+
+    def take_back(self, most: int = 1 << 13) -> list[Order]:
+        """Take back what the child has not started: up to `most` orders, the oldest of them first."""
+        try:
+            tokens = os.read(self.token_r, TOKEN.size * most)
+        except BlockingIOError:
+            return []
+        return [self.unanswered.pop(number) for (number,) in TOKEN.iter_unpack(tokens)]
+
+    def receive(self) -> list[Answer]:
+        """The answers that have come. Raises EOFError when there will be none any more, ValueError for garbage."""
+        try:
+            data = os.read(self.answer_r, 1 << 18)
+        except BlockingIOError:
+            return []
+        if not data:
+            raise EOFError
+        self._answers += data
+        return list(self._parse())
+
+    def _parse(self) -> Iterator[Answer]:
+        buffer, at, head = self._answers, 0, ANSWER.size
+        while len(buffer) - at >= head:
+            number, kind, size, ran_s, cpu_s, peak_kib = ANSWER.unpack_from(buffer, at)
+            if kind > BOOT_FAILED or size > LARGEST_ANSWER:
+                raise ValueError(f"an answer of kind {kind} with {size} bytes")
+            if len(buffer) - at - head < size:
+                break
+            yield Answer(number, kind, ran_s, cpu_s, peak_kib, bytes(buffer[at + head : at + head + size]))
+            at += head + size
+        del buffer[:at]
+
+    def settle(self, number: int) -> Order | None:
+        """Take an answered order out; None for a number that is not due."""
+        return self.unanswered.pop(number, None)
+
+    def finish(self) -> None:
+        """Let the child end by itself, once it has done what it holds."""
+        if self.token_w >= 0:
+            os.close(self.token_w)
+            self.token_w = -1
+
+    def close(self) -> None:
+        """Close the master's ends."""
+        for fd in self.descriptors():
+            os.close(fd)
+        self.task_w = self.token_w = self.token_r = self.answer_r = -1
+
+
+@dataclass(slots=True)
+class Given:
+    """An order as the child receives it."""
+
+    number: int
+    task: int
+    flags: int
+    attempt: int
+    retried: int
+    max_retries: int
+    timeout_s: float
+    soft_timeout_s: float
+    enqueued_ms: int
+    id: str
+    body: bytes
+
+
+class ChildEnd:
+    """The child's ends of its pipes."""
+
+    def __init__(self, task_r: int, token_r: int, answer_w: int) -> None:
+        self._task_r, self._token_r, self._answer_w = task_r, token_r, answer_w
+        self._poll = select.poll()
+        self._poll.register(token_r, select.POLLIN)
+        self._buffer, self._at = b"", 0
+
+    def next(self) -> Given | None:
+        """Wait for the next message that may be started, and start it; None when the master has no more, or is gone."""
+        while True:
+            try:
+                token = os.read(self._token_r, TOKEN.size)  # exactly one: what is read can't be taken back
+                break
+            except BlockingIOError:
+                self._poll.poll()
+        if not token:
+            return None
+        (wanted,) = TOKEN.unpack(token)
+        head = FRAME.size
+        while True:  # pass over the frames whose tokens the master has taken back
+            if not self._fill(head):
+                return None
+            number, size, *fields, id = FRAME.unpack_from(self._buffer, self._at)
+            if not self._fill(head + size):
+                return None
+            start = self._at + head
+            self._at = start + size
+            if number == wanted:
+                return Given(number, *fields, id.decode(), self._buffer[start : self._at])
+
+    def _fill(self, size: int) -> bool:
+        missing = size - (len(self._buffer) - self._at)
+        if missing <= 0:
+            return True
+        parts = [self._buffer[self._at :]]
+        while missing > 0:
+            data = os.read(self._task_r, max(1 << 16, missing))
+            if not data:
+                return False
+            parts.append(data)
+            missing -= len(data)
+        self._buffer, self._at = b"".join(parts), 0
+        return True
+
+    def answer(
+        self, number: int, kind: int, payload: bytes = b"", ran_s: float = 0.0, cpu_s: float = 0.0, peak_kib: int = 0
+    ) -> None:
+        """Say what became of a message. Raises OSError when the master can't be told."""
+        data = ANSWER.pack(number, kind, len(payload), ran_s, cpu_s, peak_kib) + payload
+        written = os.write(self._answer_w, data)
+        while written < len(data):
+            written += os.write(self._answer_w, memoryview(data)[written:])

@@ -1,0 +1,166 @@
+"""The lease: who this worker is, its heartbeat, the takeover of the dead, the fence.
+
+1. A worker takes a lease on each of its queues, by the server's clock, and renews it at a third of its length.
+2. Each beat shows the other workers' leases. Those that have ended are taken over, and at once those of this host whose
+   process is gone: what they held goes back to the front of its queue.
+3. A worker whose lease is gone (it stood still, and another took over) is refused by claim and settle: the fence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import pathlib
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import hiredis
+import psutil
+
+from prefork.broker import verbs
+from prefork.broker.channel import Channel, Lost
+from prefork.worker.claims import Claims, Queue
+from prefork.worker.clock import ServerClock
+from prefork.worker.loop import Loop, Timer
+
+log = logging.getLogger("prefork")
+
+
+def identity(serial: int) -> str:
+    """`host:machine:pid:start:serial`; tells a process from any other, also of the same pid, also after a reboot."""
+    pid = os.getpid()
+    return f"{socket.gethostname()}:{_machine()}:{pid}:{_start_of(pid)}:{serial}"
+
+
+def has_died(worker: str) -> bool:
+    """Whether this worker was a process of this host (this boot, this pid namespace) that is gone."""
+    parts = worker.rsplit(":", 4)
+    if len(parts) != 5 or parts[0] != socket.gethostname() or parts[1] != _machine() or not parts[2].isdigit():
+        return False
+    pid = int(parts[2])
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    start = _start_of(pid)
+    return start not in ("", parts[3])
+
+
+def _machine() -> str:
+    """Tells this boot of this machine, and this pid namespace (containers share a kernel), from any other."""
+    if sys.platform == "linux":
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+        return hashlib.sha256(f"{boot}/{namespace}".encode()).hexdigest()[:8]
+    return hashlib.sha256(str(int(psutil.boot_time())).encode()).hexdigest()[:8]
+
+
+def _start_of(pid: int) -> str:
+    """When a process started, in the kernel's own ticks; "dead" for a zombie; "" if it can't be told."""
+    try:
+        if sys.platform == "linux":
+            fields = pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+            return "dead" if fields[0] == b"Z" else fields[19].decode()
+        process = psutil.Process(pid)
+        return "dead" if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
+    except (OSError, psutil.Error):
+        return ""
+
+
+class Lease:
+    """This worker's lease on each of its queues."""
+
+    def __init__(
+        self, loop: Loop, channel: Channel, claims: Claims, clock: ServerClock, lease_s: float,
+        fenced: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self._loop, self._channel, self._claims, self._clock = loop, channel, claims, clock
+        self._lease_ms, self._fenced = round(lease_s * 1000), fenced
+        self._serial = 0
+        self._timer: Timer | None = None
+        self._taking_over: set[tuple[str, str]] = set()
+        self.worker = ""
+        self.new_identity()
+
+    def new_identity(self) -> None:
+        """Become another worker, as far as the broker can see."""
+        self._serial += 1
+        self.worker = identity(self._serial)
+
+    def begin(self, held: Callable[[], None]) -> None:
+        """Take a lease on each queue, then call `held`."""
+        self._beat_all(True, held)
+
+    def renew(self, held: Callable[[], None] = lambda: None) -> None:
+        """Renew all leases now, then call `held`; `fenced` is called in its place if one is gone."""
+        self._beat_all(False, held)
+
+    def _beat_all(self, first: bool, held: Callable[[], None]) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(self._lease_ms / 3000, self._tick)
+        due = set(map(id, self._claims.queues))
+
+        def answered(queue: Queue, reply: Any) -> None:
+            if self._take_in(queue, reply):
+                due.discard(id(queue))
+                if not due:
+                    held()
+
+        for queue in self._claims.queues:
+            call = verbs.beat(queue.keys, self.worker, self._lease_ms, first=first)
+            self._channel.send(call, lambda reply, queue=queue: answered(queue, reply))  # type: ignore[misc]
+
+    def _tick(self) -> None:
+        if self._channel.ready:
+            self.renew()
+            self._channel.flush()
+        else:
+            self._timer = self._loop.call_later(self._lease_ms / 3000, self._tick)
+
+    def _take_in(self, queue: Queue, reply: Any) -> bool:
+        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("FENCED"):
+            self._fenced(str(reply))
+            return False
+        if isinstance(reply, Exception):
+            return False  # a connection that broke comes back with a renewal
+        now_ms, next_due_ms, waiting, *leases = reply
+        self._clock.told(now_ms)
+        self._claims.due(queue, next_due_ms)
+        if waiting:
+            self._claims.wake(queue)
+        for name, ends_ms in zip(leases[::2], leases[1::2], strict=True):
+            worker = name.decode()
+            if worker != self.worker:
+                if has_died(worker):
+                    self._take_over(queue, worker, "gone")
+                elif ends_ms < now_ms:
+                    self._take_over(queue, worker, "expired")
+        return True
+
+    def _take_over(self, queue: Queue, worker: str, mode: str) -> None:
+        key = queue.keys.queue, worker
+        if key in self._taking_over:
+            return
+        self._taking_over.add(key)
+
+        def done(moved: Any) -> None:
+            self._taking_over.discard(key)
+            if isinstance(moved, int) and moved >= 0:
+                why = "its process is gone" if mode == "gone" else "its lease has ended"
+                log.warning("took over from worker %s (%s): %d messages back to queue %s", worker, why, moved, key[0])
+                self._claims.wake(queue)
+            elif isinstance(moved, Exception) and not isinstance(moved, Lost):
+                log.error("cannot take over from worker %s: %s", worker, moved)
+
+        self._channel.send(verbs.restore(queue.keys, worker, mode), done)
+
+    def stop(self) -> None:
+        """Renew no more."""
+        if self._timer:
+            self._timer.cancel()

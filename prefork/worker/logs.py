@@ -1,0 +1,132 @@
+"""The worker's log: one formatter for master, children, tasks and what they print; text or JSON lines."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+import orjson
+
+log = logging.getLogger("prefork")
+
+
+class Running:
+    """Which task this child is running, for the lines that it logs. In the master: none."""
+
+    task = ""
+    id = ""
+
+
+class Handler(logging.Handler):
+    """Writes each record as one line, in one write, to a descriptor of its own, which no task closes by mistake."""
+
+    def __init__(self, fd: int, form: str, running: Running) -> None:
+        super().__init__()
+        self._fd, self._json, self._running = os.dup(fd), form == "json", running
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record. A log that can't be written must not end a task."""
+        try:
+            line = self._as_json(record) if self._json else self._as_text(record)
+            data = line.encode("utf-8", "backslashreplace") + b"\n"
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except Exception:
+            return
+
+    def _as_text(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created).strftime("%Y-%m-%d %H:%M:%S")
+        who = f" {self._running.task} {self._running.id}" if self._running.task else ""
+        name = "" if record.name in ("prefork", "prefork.print") else f" {record.name}"
+        text = f"{at}.{int(record.msecs):03d} {record.levelname:<7} [{record.process}{who}]{name} {record.getMessage()}"
+        return text + (f"\n{self._trace(record)}" if record.exc_info else "")
+
+    def _as_json(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "pid": record.process,
+            "message": record.getMessage().encode("utf-8", "replace").decode(),
+        }
+        if self._running.task:
+            line |= {"task": self._running.task, "id": self._running.id}
+        if record.exc_info:
+            line["traceback"] = self._trace(record)
+        return orjson.dumps(line).decode()
+
+    def _trace(self, record: logging.LogRecord) -> str:
+        return logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
+
+
+class Printed:
+    """Stands for `sys.stdout` and `sys.stderr` in a child: what a task prints becomes lines of the log."""
+
+    encoding, errors = "utf-8", "backslashreplace"
+
+    def __init__(self, level: int, descriptor: int) -> None:
+        self._level, self._descriptor = level, descriptor
+        self._logger = logging.getLogger("prefork.print")
+        self._parts = threading.local()
+
+    def write(self, text: str) -> int:
+        """Log the lines that are complete; keep the rest, for each thread its own."""
+        *lines, rest = (getattr(self._parts, "rest", "") + text).split("\n")
+        for line in lines:
+            if line.strip():
+                self._logger.log(self._level, "%s", line)
+        self._parts.rest = rest
+        return len(text)
+
+    def writelines(self, lines: list[str]) -> None:
+        """As for a file."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Lines are written as they are completed."""
+
+    def finish(self) -> None:
+        """Log what was printed without a newline at its end."""
+        if getattr(self._parts, "rest", ""):
+            self.write("\n")
+
+    def isatty(self) -> bool:
+        """Never a terminal."""
+        return False
+
+    def fileno(self) -> int:
+        """The descriptor beneath, for subprocesses: what they print goes to the log as it is."""
+        return self._descriptor
+
+    @property
+    def buffer(self) -> Any:
+        """For those who write bytes."""
+        return (sys.__stdout__ if self._descriptor == 1 else sys.__stderr__).buffer  # type: ignore[union-attr]
+
+
+def set_up(level: str, form: str) -> Running:
+    """Let the root logger write to standard error. -> what to fill in while a task runs"""
+    running = Running()
+    root = logging.getLogger()
+    root.addHandler(Handler(2, form, running))
+    root.setLevel(level)
+    logging.raiseExceptions = False
+    return running
+
+
+def capture_prints() -> tuple[Printed, Printed]:
+    """In a child: let what tasks print go to the log."""
+    out, error = Printed(logging.INFO, 1), Printed(logging.WARNING, 2)
+    sys.stdout, sys.stderr = _as_text(out), _as_text(error)
+    return out, error
+
+
+def _as_text(printed: Printed) -> TextIO:
+    stand_in: Any = printed
+    text: TextIO = stand_in
+    return text

@@ -1,0 +1,401 @@
+"""The master: the story of a worker, top to bottom.
+
+1. Import the app, freeze it, fork the children.
+2. Take a lease on each queue; take over from workers of this host that have died.
+3. Each turn of the loop: take in what has come (answers, replies, signals, timers), hand out what is ready, settle what
+   is decided, claim what there is room for.
+4. On TERM or INT: claim no more, put back what has not started, let what runs finish within `shutdown_timeout`, kill the
+   rest and put it back, settle, give up the lease. A second INT, or QUIT, skips the waiting.
+
+One thread. The master's own code never waits for Redis, so that a slow or dead server keeps it from nothing else.
+"""
+
+from __future__ import annotations
+
+import enum
+import gc
+import logging
+import os
+import signal
+import time
+from typing import Any
+
+import orjson
+from setproctitle import setproctitle
+
+from prefork.app import Prefork
+from prefork.broker import verbs
+from prefork.broker.channel import Channel
+from prefork.broker.keys import Keys
+from prefork.config import Settings
+from prefork.errors import BadMessage
+from prefork.message import Message, decode
+from prefork.task import Task
+from prefork.worker import handoff
+from prefork.worker.child import Child
+from prefork.worker.claims import Claims, Queue
+from prefork.worker.clock import ServerClock
+from prefork.worker.deadline import Deadlines, LagWatch
+from prefork.worker.dispatch import Dispatcher, RunTimes
+from prefork.worker.handoff import Answer, ChildEnd, Order
+from prefork.worker.lease import Lease
+from prefork.worker.logs import Running
+from prefork.worker.loop import Loop
+from prefork.worker.pool import Death, Pool, Process
+from prefork.worker.settlement import Settlement
+
+log = logging.getLogger("prefork")
+LAST_WORDS_S = 0.9  # after the children have ended: for the broker to take the last outcomes
+TITLE_AFTER_S = 0.05
+
+
+class Phase(enum.Enum):
+    """Of a worker's life."""
+
+    RUNNING = enum.auto()
+    DRAINING = enum.auto()
+    LEAVING = enum.auto()
+
+
+class Master:
+    """One worker: this process and its children."""
+
+    def __init__(self, app: Prefork, settings: Settings, running: Running, *, burst: bool = False) -> None:
+        self.app, self.settings, self._burst = app, settings, burst
+        self._running = running
+        self.tasks = app.tasks
+        self._task_list: list[Task[..., Any]] = list(self.tasks.values())
+        self._index = {task.name: number for number, task in enumerate(self._task_list)}
+        self.phase = Phase.RUNNING
+        self._pid = os.getpid()
+        self._exit_at_s = float("inf")
+        self._left = False
+        self._down_since_s: float | None = None
+
+        self.loop = loop = Loop()
+        loop.after = self._turn
+        self.clock = ServerClock()
+        self.times = RunTimes()
+        self.dispatcher: Dispatcher[Order] = Dispatcher()
+        self.pool = Pool(loop, self, settings.concurrency, settings.max_tasks_per_child, self._live_as_child)
+        self.pool.other_descriptors = self._own_descriptors
+        self.deadlines = Deadlines(loop, self.pool)
+        self.lag = LagWatch(loop, self._look_for_lag)
+        url = app.client.url
+        self.channel = Channel(loop, url, f"prefork-{self._pid}", self._up, self._down)
+        self.blocker = Channel(loop, url, f"prefork-{self._pid}-wait", self._blocker_up, lambda said: None)
+        self.settlement = Settlement(
+            self.tasks, self.clock.now_ms, dead_max=settings.dead_max, dead_ttl_s=settings.dead_ttl_s,
+            max_crashes=settings.max_crashes, fenced=self._fenced, later=loop.call_later,
+        )  # fmt: skip
+        names, weights = settings.queues.names, settings.queues.weights
+        queues = [Queue(Keys(app.prefix, name), weight) for name, weight in zip(names, weights or [1] * len(names))]  # noqa: B905
+        for queue in queues:
+            self.settlement.add_queue(queue.keys)
+        self.claims = Claims(
+            loop, self.channel, self.blocker, self.clock, queues, strict=weights is None, claimed=self._claimed,
+            fenced=self._fenced, refused=self._refused,
+        )  # fmt: skip
+        self.lease = Lease(loop, self.channel, self.claims, self.clock, settings.lease_s, self._fenced)
+
+    # -- start --------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Work until told to stop."""
+        # What the app's import has made is shared with the children, as long as nobody writes to it.
+        gc.collect()
+        gc.freeze()
+        self.loop.on_signals({
+            signal.SIGTERM: lambda: self.drain("TERM"),
+            signal.SIGINT: self._interrupted,
+            signal.SIGQUIT: lambda: self.stop_now("QUIT"),
+            signal.SIGCHLD: self.pool.reap,
+        })  # fmt: skip
+        setproctitle(f"prefork: master of {self.app.name}, {self.settings.concurrency} children")
+        self.pool.fill()
+        self.channel.connect()
+        self.blocker.connect()
+        self.loop.run()
+
+    def _live_as_child(self, number: int, end: ChildEnd) -> None:
+        Child(number, self.app, self._task_list, end, self._running).live(self._pid)
+
+    def _own_descriptors(self) -> list[int]:
+        self.channel.abandon()
+        self.blocker.abandon()
+        return list(self.loop.descriptors())
+
+    # -- the broker comes and goes ------------------------------------------------------------------------------
+
+    def _up(self) -> None:
+        if self._down_since_s is not None:
+            log.warning("the broker is back after %.1f s", time.monotonic() - self._down_since_s)
+            self._down_since_s = None
+        if not self.settlement.worker:
+            self._begin()
+        else:
+            self.lease.renew(self._reconcile)
+
+    def _down(self, said: str) -> None:
+        if self._down_since_s is None:
+            self._down_since_s = time.monotonic()
+            log.error("%s; trying again, what runs goes on", said)
+        self.claims.open = False
+
+    def _blocker_up(self) -> None:
+        self.claims.blocker_up()
+
+    def _refused(self, said: str) -> None:
+        log.error("the broker refuses to hand out messages: %s; trying again", said)
+
+    def _begin(self) -> None:
+        self.settlement.worker = self.claims.worker = self.lease.worker
+
+        def held() -> None:
+            if self.phase is Phase.RUNNING:
+                self.claims.open = True
+                self.claims.wake_all()
+                log.info("worker %s is ready: %d children, queues %s", self.lease.worker, self.settings.concurrency,
+                         ", ".join(self.settings.queues.names))  # fmt: skip
+
+        self.lease.begin(held)
+
+    def _reconcile(self) -> None:
+        """After a broken connection: put back what a claim took whose reply was lost."""
+        self.claims.lost = False
+        known = {order.message.id for order in self.dispatcher.ready}
+        for child in self.pool.children:
+            known.update(order.message.id for order in child.end.unanswered.values())
+        for queue in self.claims.queues:
+            kept = known | self.settlement.outboxes[queue.keys.queue].ids()
+            self.channel.send(verbs.restore(queue.keys, self.lease.worker, "keep", kept), lambda reply: None)
+        if self.phase is Phase.RUNNING:
+            self.claims.open = True
+            self.claims.wake_all()
+        self.settlement.resend()
+
+    def _fenced(self, said: str) -> None:
+        """Another worker has taken over all that this one held: drop it, and begin anew as a new worker."""
+        if self.lease.worker not in said or self._left:
+            return  # the same said once more, of what this worker was before
+        self.claims.open = False
+        self.lease.new_identity()
+        dropped = self.settlement.forget_all()
+        unstarted = len(self.dispatcher.ready)
+        self.dispatcher.ready.clear()
+        stopped = 0
+        for child in list(self.pool.children):
+            unstarted += len(self.pool.take_back(child))
+            if child.end.unanswered:
+                stopped += 1
+                self.pool.kill(child, FENCED)
+        log.error(
+            "lost the lease: another worker has taken over. Stopped %d running tasks, dropped %d outcomes and %d messages "
+            "that had not started; going on as %s", stopped, dropped, unstarted, self.lease.worker,
+        )  # fmt: skip
+        self._begin()
+
+    # -- work ---------------------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        """Once a turn, after all that has come was taken in."""
+        now_s = self.loop.turned_s
+        if self.phase is Phase.RUNNING:
+            self._hand_out(now_s)
+        if self.channel.ready:
+            self.settlement.flush(self.channel)
+            if self.phase is Phase.RUNNING:
+                self.claims.turn(self.dispatcher.wanted(self.times.mix_s, now_s))
+                if self._burst and self._nothing_left():
+                    self.drain("everything is done")
+            self.channel.flush()
+        if self.phase is not Phase.RUNNING:
+            self._go_on_leaving()
+
+    def _claimed(self, queue: str, ids: list[bytes], messages: list[bytes], states: list[bytes | None]) -> None:
+        orders = []
+        now_ms = self.clock.now_ms()
+        for raw_id, raw, state in zip(ids, messages, states, strict=True):
+            id = raw_id.decode("utf-8", "replace")
+            try:
+                message = decode(id, queue, raw, state)
+            except BadMessage as error:
+                self.settlement.bad(id, queue, str(error))
+                continue
+            task = self.tasks.get(message.header.task)
+            if task is None:
+                self.settlement.unknown(message)
+            elif _has_expired(message, task, now_ms):
+                self.settlement.expired(message)
+            else:
+                orders.append(self._order(message, task))
+        if self.phase is Phase.RUNNING:
+            self.dispatcher.add(orders, time.monotonic())
+        else:
+            for order in orders:
+                self.settlement.put_back(order.message)
+
+    def _order(self, message: Message, task: Task[..., Any]) -> Order:
+        header, options, state = message.header, task.options, message.state
+        timeout_s = header.timeout_s or options.timeout_s or self.settings.timeout_s or 0.0
+        soft_s = header.soft_timeout_s or options.soft_timeout_s or 0.0
+        expected_s = self.times.expect_s(task.name)
+        return Order(
+            message, self._index[task.name], (state.attempts if state else 0) + 1, state.retried if state else 0,
+            options.max_retries if header.max_retries is None else int(header.max_retries), timeout_s, soft_s,
+            expected_s, handoff.WILL_LAST if expected_s > TITLE_AFTER_S else 0,
+        )  # fmt: skip
+
+    def _hand_out(self, now_s: float) -> None:
+        dispatcher = self.dispatcher
+        dispatcher.slots = [child.slot for child in self.pool.children]
+        if dispatcher.ready:
+            by_slot = {child.slot: child for child in self.pool.children}
+            for slot, orders in dispatcher.assign(now_s):
+                self.pool.hand(by_slot[slot], orders)
+                for order in orders:
+                    if order.timeout_s:
+                        self.deadlines.watch(order.timeout_s)
+        if dispatcher.waits():
+            self.lag.arm()
+
+    def _look_for_lag(self) -> None:
+        """Nothing waits behind a task that takes longer than expected: others here get it, or other workers."""
+        now_s = time.monotonic()
+        for child in self.pool.children:
+            if child.slot.outstanding > 1 and child.slot.lags(now_s):
+                self.dispatcher.add_first(self.pool.take_back(child), now_s)
+        for order in self.dispatcher.stale(now_s):
+            self.settlement.put_back(order.message)
+
+    def on_answer(self, child: Process, answer: Answer) -> None:
+        """A child has answered, or said how far it is."""
+        if answer.kind == handoff.PROGRESS:
+            if order := child.end.unanswered.get(answer.number):
+                self.settlement.progress(order.message, orjson.loads(answer.payload))
+            return
+        order = child.end.settle(answer.number)
+        if order is None:
+            return
+        name = order.message.header.task
+        child.slot.answered(order.expected_s, time.monotonic())
+        self.times.observe(name, answer.ran_s)
+        if child.killed_for == FENCED:
+            return
+        self.settlement.answered(order, answer, self.channel)
+        if log.isEnabledFor(logging.DEBUG):
+            done = "failed" if answer.kind == handoff.FAILED else "done"
+            log.debug("%s %s %s in %.6f s, cpu %.6f s", name, order.message.id, done, answer.ran_s, answer.cpu_s)
+
+    def on_death(self, death: Death) -> None:
+        """A child has ended; what it held needs a place."""
+        child, now_s = death.child, time.monotonic()
+        for order in death.running:
+            message, ran_s = order.message, now_s - child.slot.head_since_s
+            outcome = "back to queue " + message.queue
+            if child.killed_for == FENCED:
+                outcome = "another worker has it now"
+            elif child.killed_for.startswith("timeout"):
+                outcome = "failed at its deadline"
+                self.settlement.timed_out(order, ran_s)
+            elif child.killed_for.startswith("shutdown"):
+                self.settlement.put_back(message)
+            else:
+                outcome = self.settlement.crashed(order, death.how, ran_s, death.peak_kib)
+            log.log(
+                logging.INFO if child.killed_for.startswith("shutdown") else logging.ERROR,
+                "child %d (pid %d) %s in %s id=%s attempt=%d ran=%.1fs rss=%dMB: %s", child.number, child.pid, death.how,
+                message.header.task, message.id, order.attempt, ran_s, death.peak_kib >> 10, outcome,
+            )  # fmt: skip
+        if not death.running and not death.wanted and self.phase is Phase.RUNNING:
+            log.error("child %d (pid %d) %s, with nothing running", child.number, child.pid, death.how)
+        if death.waiting and child.killed_for != FENCED:
+            if self.phase is Phase.RUNNING:
+                self.dispatcher.add_first(death.waiting, now_s)
+            else:
+                for order in death.waiting:
+                    self.settlement.put_back(order.message)
+
+    # -- stop ---------------------------------------------------------------------------------------------------
+
+    def drain(self, why: str) -> None:
+        """Claim no more, put back what has not started, let what runs finish within `shutdown_timeout`."""
+        if self.phase is not Phase.RUNNING:
+            return
+        self.phase = Phase.DRAINING
+        self.claims.close()
+        self.blocker.close()
+        self.pool.growing = False
+        unstarted = list(self.dispatcher.ready)
+        self.dispatcher.ready.clear()
+        for child in list(self.pool.children):
+            unstarted += self.pool.take_back(child)
+            self.pool.finish(child)
+        for order in reversed(unstarted):
+            self.settlement.put_back(order.message)
+        busy = sum(1 for child in self.pool.children if child.end.unanswered)
+        log.info("stopping (%s): %d tasks are running, %d that had not started go back to their queues", why, busy,
+                 len(unstarted))  # fmt: skip
+        limit_s = self.settings.shutdown_timeout_s
+        self._exit_at_s = time.monotonic() + limit_s + LAST_WORDS_S
+        self.loop.call_later(limit_s, lambda: self._kill_all(f"shutdown_timeout of {limit_s:g} s is over"))
+
+    def _interrupted(self) -> None:
+        if self.phase is Phase.RUNNING:
+            self.drain("INT; once more to stop at once")
+        else:
+            self.stop_now("INT")
+
+    def stop_now(self, why: str) -> None:
+        """Kill what runs and put it back; do not wait."""
+        self.drain(why)
+        self._exit_at_s = min(self._exit_at_s, time.monotonic() + LAST_WORDS_S)
+        self._kill_all(f"shutdown at once ({why})")
+
+    def _kill_all(self, why: str) -> None:
+        for child in list(self.pool.children):
+            self.pool.kill(child, why)
+
+    def _go_on_leaving(self) -> None:
+        if self.phase is Phase.DRAINING and not self.pool.children:
+            self.phase = Phase.LEAVING
+            self._exit_at_s = min(self._exit_at_s, time.monotonic() + LAST_WORDS_S)
+            self.loop.call_later(max(0.05, self._exit_at_s - time.monotonic()), self._leave)
+        settled = not any(self.settlement.outboxes.values())
+        if self.phase is Phase.LEAVING and not self._left and self.channel.ready and settled:
+            self._give_up_leases()
+
+    def _give_up_leases(self) -> None:
+        self._left = True
+        self.lease.stop()
+        due = [queue.keys for queue in self.claims.queues]
+
+        def gone(_: Any) -> None:
+            due.pop()
+            if not due:
+                self.loop.stop()
+
+        for keys in tuple(due):
+            self.channel.send(verbs.restore(keys, self.lease.worker, "gone"), gone)
+        self.channel.flush()
+
+    def _leave(self) -> None:
+        kept = sum(len(outbox.ids()) for outbox in self.settlement.outboxes.values())
+        if kept:
+            log.error("the broker did not take %d outcomes in time: these tasks will run again", kept)
+        self.loop.stop()
+
+    def _nothing_left(self) -> bool:
+        busy = self.dispatcher.ready or any(child.end.unanswered for child in self.pool.children)
+        return self.claims.open and self.claims.all_drained and not busy and not any(self.settlement.outboxes.values())
+
+
+FENCED = "the lease is lost"
+
+
+def _has_expired(message: Message, task: Task[..., Any], now_ms: int) -> bool:
+    header = message.header
+    if header.expires_ms is not None:
+        return now_ms > header.expires_ms
+    expires_s = task.options.expires_s if header.expires_s is None else header.expires_s
+    return expires_s is not None and now_ms > message.enqueued_ms + expires_s * 1000

@@ -1,0 +1,336 @@
+"""Outcomes: gathered, decided (done, retry, dead …), sent in batches.
+
+1. Each end of an attempt becomes a record for its queue's outbox: decided here, in one place.
+2. Once a turn of the loop, a queue's outbox is sent as one `settle`; the next one goes when its reply has come.
+3. A batch whose reply was lost is sent again first of all: settle passes over what is settled already.
+4. A refused batch (the lease is gone) is dropped: another worker has taken over its messages.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import hiredis
+import orjson
+
+from prefork.broker import verbs
+from prefork.broker.channel import Channel, Lost
+from prefork.broker.keys import Keys
+from prefork.message import Message, State
+from prefork.options import DAY_S
+from prefork.retry import default_retry_delay, unknown_task_delay_s
+from prefork.task import Task
+from prefork.worker import handoff
+from prefork.worker.handoff import Answer, Order
+
+log = logging.getLogger("prefork")
+BATCH = 1000
+BATCH_BYTES = 4 << 20
+REFUSED_PAUSE_S = 0.5
+Record = tuple[verbs.Argument, ...]
+
+
+@dataclass
+class Outbox:
+    """What is to be settled in one queue."""
+
+    keys: Keys
+    plain: list[str] = field(default_factory=list)  # done, no result kept: the usual and the cheapest
+    records: list[tuple[str, Record]] = field(default_factory=list)  # (id, record)
+    sent_plain: list[str] = field(default_factory=list)
+    sent_records: list[tuple[str, Record]] = field(default_factory=list)
+    held_back: set[str] = field(default_factory=set)  # ids whose follow-ups are on their way to another queue
+    in_flight: bool = False
+
+    def ids(self) -> set[str]:
+        """The messages that are decided, and not known to be settled."""
+        decided = {id for id, _ in self.records + self.sent_records}
+        return decided | set(self.plain) | set(self.sent_plain) | self.held_back
+
+    def __bool__(self) -> bool:
+        return bool(self.plain or self.records or self.in_flight or self.held_back)
+
+
+class Settlement:
+    """What became of messages, until the broker has it."""
+
+    def __init__(
+        self,
+        tasks: Mapping[str, Task[..., Any]],
+        now_ms: Callable[[], int],
+        *,
+        dead_max: int,
+        dead_ttl_s: float,
+        max_crashes: int,
+        fenced: Callable[[str], None],
+        later: Callable[[float, Callable[[], None]], object],
+    ) -> None:
+        self._tasks, self._now_ms, self._fenced, self._later = tasks, now_ms, fenced, later
+        self._dead_max, self._dead_ttl_ms, self._max_crashes = dead_max, round(dead_ttl_s * 1000), max_crashes
+        self.outboxes: dict[str, Outbox] = {}
+        self.worker = ""
+        self._unsent_follow_ups: list[Callable[[], None]] = []
+        self._pausing = False
+
+    def add_queue(self, keys: Keys) -> None:
+        """Let a queue have an outbox."""
+        self.outboxes[keys.queue] = Outbox(keys)
+
+    # -- decide -------------------------------------------------------------------------------------------------
+
+    def answered(self, order: Order, answer: Answer, channel: Channel) -> None:
+        """A child has ended an attempt: done or failed."""
+        message = order.message
+        if answer.kind == handoff.FAILED:
+            self._failed(order, orjson.loads(answer.payload), answer.ran_s)
+            return
+        task = self._tasks[message.header.task]
+        ttl_ms = round(task.options.result_ttl_s * 1000)
+        outbox = self.outboxes[message.queue]
+        if answer.kind == handoff.DONE and not ttl_ms:
+            outbox.plain.append(message.id)
+            return
+        result, elsewhere = answer.payload, []
+        if answer.kind == handoff.DONE_WITH_FOLLOW_UPS:
+            follow_ups, result = answer.payload.split(b"\n", 1)
+            entries = [verbs.Entry(*fields[:4], fields[4].encode()) for fields in orjson.loads(follow_ups)]
+            elsewhere = [entry for entry in entries if entry.queue != message.queue]
+            for entry in entries:
+                if entry.queue == message.queue:
+                    outbox.records.append((message.id, ("follow", message.id, *entry.arguments())))
+        record = self._success(message, answer.ran_s, result) if ttl_ms else b""
+        done = message.id, ("done", message.id, ttl_ms, record)
+        if elsewhere:
+            self._after_follow_ups(elsewhere, outbox, done, channel)
+        else:
+            outbox.records.append(done)
+
+    def _after_follow_ups(
+        self, entries: list[verbs.Entry], outbox: Outbox, done: tuple[str, Record], channel: Channel
+    ) -> None:
+        """Follow-ups in other slots go first; with ids of their own parent, so that a repeat adds none."""
+        outbox.held_back.add(done[0])
+        waiting = {entry.queue for entry in entries}
+
+        def send(queue: str) -> None:
+            some = [entry for entry in entries if entry.queue == queue]
+            channel.send(verbs.enqueue(Keys(self._prefix(outbox), queue), some), lambda reply: arrived(queue, reply))
+
+        def arrived(queue: str, reply: Any) -> None:
+            if done[0] not in outbox.held_back:
+                return  # this worker was fenced meanwhile
+            if isinstance(reply, Exception):
+                self._unsent_follow_ups.append(lambda: send(queue))
+                if not isinstance(reply, Lost):
+                    self._refused(f"follow-ups to queue {queue}", reply)
+                return
+            waiting.discard(queue)
+            if not waiting:
+                outbox.held_back.discard(done[0])
+                outbox.records.append(done)
+
+        for queue in sorted(waiting):
+            send(queue)
+
+    def _prefix(self, outbox: Outbox) -> str:
+        return outbox.keys.messages.partition(":{")[0]
+
+    def _failed(self, order: Order, verdict: dict[str, Any], ran_s: float) -> None:
+        message, error = order.message, verdict["error"]
+        state = self._begun(message)
+        counted = verdict.get("counted", True)
+        asked = f"{error['class']}: {error['message'].splitlines()[0] if error['message'] else ''}"
+        state.add_error(error | {"attempt": state.attempts, "ran_s": round(ran_s, 6)})
+        if verdict.get("dead"):
+            return self._dead(message, state, f"failed ({asked})", error["traceback"])
+        if counted and state.retried >= order.max_retries:
+            return self._dead(message, state, f"failed ({asked}), its {order.max_retries} retries are spent",
+                              error["traceback"])  # fmt: skip
+        state.retried += counted
+        delay_s = float(verdict["delay_s"])
+        self._retry(message, state, delay_s, failed=not verdict.get("asked"))
+        level = logging.INFO if verdict.get("asked") else logging.WARNING
+        log.log(level, "%s %s attempt %d failed (%s); retry %d of %d in %.1f s%s", message.header.task, message.id,
+                state.attempts, asked, state.retried, order.max_retries, delay_s,
+                f"\n{error['traceback'].rstrip()}" if error["traceback"] and not verdict.get("asked") else "")  # fmt: skip
+        return None
+
+    def timed_out(self, order: Order, ran_s: float) -> None:
+        """An attempt was killed at its deadline: a failure of the task, retried as any other."""
+        error = _error("TaskTimeout", f"killed after {ran_s:.1f} s, its timeout is {order.timeout_s:g} s")
+        task = self._tasks[order.message.header.task]
+        retried = order.message.state.retried if order.message.state else 0
+        policy = task.options.retry_delay
+        # A policy that is a function is the user's code, which does not run in the master.
+        delay_s = default_retry_delay(retried) if policy is None or callable(policy) else float(policy)
+        self._failed(order, {"error": error, "delay_s": delay_s}, ran_s)
+
+    def crashed(self, order: Order, how: str, ran_s: float, peak_kib: int) -> str:
+        """The child died while it ran this: back to its queue, a dead letter after `max_crashes`. -> which, in words"""
+        message = order.message
+        state = self._begun(message)
+        state.crashes += 1
+        said = f"its child {how} after {ran_s:.1f} s, peak memory {peak_kib >> 10} MB"
+        state.add_error(_error("ChildDied", said) | {"attempt": state.attempts, "ran_s": round(ran_s, 6)})
+        if state.crashes >= self._max_crashes:
+            self._dead(message, state, f"took its child down {state.crashes} times, last: {said}", "")
+            return "a dead letter now"
+        self.put_back(message, state)
+        return f"back to queue {message.queue}"
+
+    def unknown(self, message: Message) -> None:
+        """No such task here: perhaps the new release has not come to this worker yet. Kept, tried again, then dead."""
+        state = message.state or State()
+        delay_s = unknown_task_delay_s(state.unknown)
+        names = ", ".join(sorted(self._tasks)[:20])
+        said = f"no task {message.header.task!r} is registered here; registered are: {names}"
+        if delay_s is None:
+            state.add_error(_error("UnknownTask", said))
+            self._dead(message, state, said, "")
+        else:
+            state.unknown += 1
+            self._retry(message, state, delay_s, failed=False)
+            log.error("%s: %s; tried again in %g s", message.id, said, delay_s)
+
+    def bad(self, id: str, queue: str, said: str) -> None:
+        """It can't be decoded: a dead letter, as it is."""
+        state = State()
+        state.add_error(_error("BadMessage", said))
+        outbox = self.outboxes[queue]
+        outbox.records.append((id, ("dead", id, state.encode(), 0, b"")))
+        log.error("%s; kept as a dead letter", said)
+
+    def expired(self, message: Message) -> None:
+        """It had not started by its `expires`: dropped, with status and reason."""
+        record = self._failure(message, message.state or State(), _error("Expired", "not started by its `expires`"))
+        drop = ("drop", message.id, self._ttl_ms(message), record, "expired")
+        self.outboxes[message.queue].records.append((message.id, drop))
+        log.info("%s %s expired before it started", message.header.task, message.id)
+
+    def put_back(self, message: Message, state: State | None = None) -> None:
+        """To the front of its queue; not charged, unless `state` says so."""
+        back = ("back", message.id, state.encode() if state else b"")
+        self.outboxes[message.queue].records.append((message.id, back))
+
+    def progress(self, message: Message, said: list[Any]) -> None:
+        """What a running task says of itself."""
+        message.state = message.state or State()
+        message.state.progress = said
+        state = ("state", message.id, message.state.encode())
+        self.outboxes[message.queue].records.append((message.id, state))
+
+    def _begun(self, message: Message) -> State:
+        state = message.state or State()
+        state.attempts += 1
+        state.started_ms = state.started_ms or self._now_ms()
+        state.progress = None
+        if not state.workers or state.workers[-1] != self.worker:
+            state.workers = [*state.workers[-9:], self.worker]
+        return state
+
+    def _retry(self, message: Message, state: State, delay_s: float, *, failed: bool) -> None:
+        delay_ms = round(delay_s * 1000)
+        state.due_ms = self._now_ms() + delay_ms
+        retry = ("retry", message.id, delay_ms, state.encode(), int(failed))
+        self.outboxes[message.queue].records.append((message.id, retry))
+
+    def _dead(self, message: Message, state: State, why: str, trace: str) -> None:
+        record = self._failure(message, state)
+        dead = ("dead", message.id, state.encode(), self._ttl_ms(message), record)
+        self.outboxes[message.queue].records.append((message.id, dead))
+        log.error("%s %s %s; a dead letter now%s", message.header.task, message.id, why,
+                  f"\n{trace.rstrip()}" if trace else "")  # fmt: skip
+
+    def _ttl_ms(self, message: Message) -> int:
+        task = self._tasks.get(message.header.task)
+        return round((task.options.result_ttl_s if task else DAY_S) * 1000)
+
+    def _success(self, message: Message, ran_s: float, result: bytes) -> bytes:
+        now_ms = self._now_ms()
+        record: dict[str, Any] = {
+            "status": "SUCCESSFUL", "task": message.header.task, "attempts": 1, "enqueued_ms": message.enqueued_ms,
+            "started_ms": now_ms - round(ran_s * 1000), "finished_ms": now_ms, "ran_s": round(ran_s, 6),
+        }  # fmt: skip
+        if message.state:
+            state = self._begun(message)
+            record |= {"attempts": state.attempts, "started_ms": state.started_ms, "errors": state.errors}
+        return orjson.dumps(record)[:-1] + b',"value":' + result + b"}"
+
+    def _failure(self, message: Message, state: State, error: dict[str, Any] | None = None) -> bytes:
+        return orjson.dumps({
+            "status": "FAILED", "task": message.header.task, "attempts": state.attempts,
+            "enqueued_ms": message.enqueued_ms, "started_ms": state.started_ms, "finished_ms": self._now_ms(),
+            "errors": [*state.errors, error] if error else state.errors,
+        })  # fmt: skip
+
+    # -- send ---------------------------------------------------------------------------------------------------
+
+    def flush(self, channel: Channel) -> None:
+        """Send what has gathered, one batch for each queue at a time."""
+        if self._pausing:
+            return
+        for outbox in self.outboxes.values():
+            if (outbox.plain or outbox.records) and not outbox.in_flight:
+                self._send(outbox, channel)
+
+    def _send(self, outbox: Outbox, channel: Channel) -> None:
+        outbox.sent_plain, outbox.plain = outbox.plain[:BATCH], outbox.plain[BATCH:]
+        words: list[verbs.Argument] = []
+        size = taken = 0
+        for _, record in outbox.records:
+            words += record
+            taken += 1
+            size += sum(len(word) for word in record if isinstance(word, bytes))
+            if size > BATCH_BYTES or taken >= BATCH:
+                break
+        outbox.sent_records, outbox.records = outbox.records[:taken], outbox.records[taken:]
+        outbox.in_flight = True
+        call = verbs.settle(
+            outbox.keys, self.worker, self._dead_max, self._dead_ttl_ms, outbox.sent_plain, words
+        )
+        channel.send(call, lambda reply: self._settled(outbox, reply))
+
+    def _settled(self, outbox: Outbox, reply: Any) -> None:
+        outbox.in_flight = False
+        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("FENCED"):
+            self._fenced(str(reply))
+            return
+        if isinstance(reply, Exception):
+            outbox.plain = outbox.sent_plain + outbox.plain
+            outbox.records = outbox.sent_records + outbox.records
+            if not isinstance(reply, Lost):
+                self._refused(f"outcomes of queue {outbox.keys.queue}", reply)
+        outbox.sent_plain, outbox.sent_records = [], []
+
+    def forget_all(self) -> int:
+        """Drop what is decided and not settled: another worker has it now. -> how many"""
+        count = sum(len(outbox.ids()) for outbox in self.outboxes.values())
+        for queue, outbox in self.outboxes.items():
+            self.outboxes[queue] = Outbox(outbox.keys)
+        return count
+
+    def _refused(self, what: str, reply: Exception) -> None:
+        """The broker answers but does not take it (no memory, read only …): keep it, ask again a little later."""
+        if self._pausing:
+            return
+        self._pausing = True
+        log.error("the broker does not take %s: %s; they are kept and sent again", what, reply)
+
+        def go_on() -> None:
+            self._pausing = False
+            self.resend()
+
+        self._later(REFUSED_PAUSE_S, go_on)
+
+    def resend(self) -> None:
+        """Send the follow-ups again that did not get through."""
+        unsent, self._unsent_follow_ups = self._unsent_follow_ups, []
+        for send in unsent:
+            send()
+
+
+def _error(kind: str, text: str) -> dict[str, Any]:
+    return {"class": f"prefork.{kind}", "message": text, "traceback": ""}
