@@ -34,9 +34,7 @@ class Prefork:
     `limit_s`: what an enqueue may take before it is an error. Making one connects nowhere.
     """
 
-    def __init__(
-        self, name: str, broker: str | None = None, *, prefix: str = "prefork", limit_s: float = 5.0
-    ) -> None:
+    def __init__(self, name: str, broker: str | None = None, *, prefix: str = "prefork", limit_s: float = 5.0) -> None:
         self.name, self.prefix, self.limit_s = name, prefix, check.seconds("limit_s", limit_s, least=0.1)
         self.broker = broker
         self.tasks: dict[str, Task[..., Any]] = {}
@@ -104,13 +102,13 @@ class Prefork:
         result_ttl: Duration = DAY_S,
     ) -> Decorator: ...
 
-    def task(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    def task(self, *function: Any, **options: Any) -> Any:
         """Register a function as a task: `@app.task` or `@app.task(max_retries=5, …)`. See docs/tasks.md.
 
         Raises InvalidOption, and AppError for a second task of the same name.
         """
-        if function is not None:
-            return self._register(function, **options)
+        if function:
+            return self._register(*function, **options)
         return lambda function: self._register(function, **options)
 
     def _register(

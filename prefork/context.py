@@ -53,7 +53,8 @@ class Context:
         """Enqueue a follow-up together with this task's own acknowledgement, only if this attempt succeeds."""
         if len(self.follow_ups) >= MAX_FOLLOW_UPS:
             raise PreforkError(
-                f"{self.task_name} {self.id}: more than {MAX_FOLLOW_UPS} follow-ups; enqueue them at once with enqueue_many"
+                f"{self.task_name} {self.id}: more than {MAX_FOLLOW_UPS} follow-ups; enqueue them at once, by "
+                f"enqueue_many"
             )
         task = invocation.task
         id = derived_id(self.id, len(self.follow_ups))

@@ -131,8 +131,8 @@ def decode(id: str, queue: str, raw: bytes, state: bytes | None = None) -> Messa
         raise BadMessage(f"message {id} in queue {queue} is not in prefork's format: {raw[:60]!r}") from None
     if version != VERSION:
         raise BadMessage(
-            f"message {id} in queue {queue} has format version {version.decode('ascii', 'replace')}, this prefork reads "
-            f"version {VERSION.decode()}; upgrade this worker"
+            f"message {id} in queue {queue} has format version {version.decode('ascii', 'replace')}, this prefork "
+            f"reads version {VERSION.decode()}; upgrade this worker"
         )
     try:
         return Message(

@@ -44,7 +44,7 @@ def queue_name(value: Any) -> str:
 
 
 def priority(value: Any) -> int:
-    """A priority, −100 to 100; higher goes first. Raises InvalidOption."""
+    """A priority, -100 to 100; higher goes first. Raises InvalidOption."""
     if not isinstance(value, int) or isinstance(value, bool) or not -100 <= value <= 100:
         raise InvalidOption(f"priority={value!r}: a priority is an integer from -100 to 100; higher goes first")
     return value

@@ -13,7 +13,7 @@ import orjson
 import redis
 
 from prefork import message
-from prefork.errors import Cancelled, ResultUnavailable, TaskFailed, WaitTimeout
+from prefork.errors import BadMessage, Cancelled, ResultUnavailable, TaskFailed, WaitTimeout
 
 if TYPE_CHECKING:
     from prefork.app import Prefork
@@ -126,7 +126,8 @@ class TaskResult(Generic[R_co]):
             raise ResultUnavailable(f"{self.task_name} {self.id} has finished and keeps no result: its result_ttl is 0")
         else:
             raise ResultUnavailable(
-                f"nothing is known of task {self.id} in queue {self.queue_name}: its result has expired, or it never was"
+                f"nothing is known of task {self.id} in queue {self.queue_name}: its result has expired, or it never "
+                f"was"
             )
 
     async def arefresh(self) -> None:
@@ -184,7 +185,7 @@ class TaskResult(Generic[R_co]):
         self._known = orjson.loads(state) if state else {}
         try:
             decoded = message.decode(self.id, self.queue_name, raw)
-        except message.BadMessage:
+        except BadMessage:
             return
         self.task_name, self._enqueued_ms = decoded.header.task, decoded.enqueued_ms
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +53,7 @@ class Task(Generic[P, R]):
         self._header = self._header_options.encode()
         self._at = ""
         self._signature = _without_context(name, function, options.takes_context)
-        self._positional = tuple(
-            p.name for p in self._signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        )
+        self._positional = tuple(p.name for p in self._signature.parameters.values() if p.kind in POSITIONAL)
         self._arity = _plain_arity(self._signature)
         self.__name__, self.__qualname__ = function.__name__, function.__qualname__
         self.__doc__, self.__module__, self.__wrapped__ = function.__doc__, function.__module__, function
@@ -162,7 +161,7 @@ def _without_context(name: str, function: Callable[..., Any], takes_context: boo
     if not takes_context:
         return signature
     parameters = list(signature.parameters.values())
-    if not parameters or parameters[0].kind not in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD):
+    if not parameters or parameters[0].kind not in POSITIONAL:
         raise InvalidOption(f"task {name}: takes_context=True, but it has no first parameter for the context")
     return signature.replace(parameters=parameters[1:])
 
@@ -175,9 +174,7 @@ def _plain_arity(signature: inspect.Signature) -> tuple[float, float]:
             most = float("inf")
         elif p.kind is p.KEYWORD_ONLY and p.default is p.empty:
             return 1, 0
-        elif p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD):
+        elif p.kind in POSITIONAL:
             most += 1
             least += p.default is p.empty
     return least, most
-
-

@@ -81,7 +81,7 @@ def resolve(url: str) -> Address:
         said = f"the scheme {scheme!r}" if scheme else "no scheme"
         raise BrokerError(f"the broker URL {shown(url)} has {said}; write {FORMS}")
     try:
-        options = dict(parse_url(url))
+        options: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call]
     except (ValueError, TypeError) as error:
         raise BrokerError(f"the broker URL {shown(url)} cannot be read ({error}); write {FORMS}") from None
     connection_class = options.pop("connection_class", None)

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 import ssl
@@ -21,6 +22,7 @@ from typing import Any, Protocol
 import hiredis
 
 from prefork.broker import address, trouble, verbs
+from prefork.errors import BrokerError
 
 Callback = Callable[[Any], None]
 CONNECT_LIMIT_S = 5.0
@@ -116,7 +118,7 @@ class Channel:
         assert self._socket
         self._loop.forget(self._socket.fileno())
         if code := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            return self._break(OSError(code, f"{_said(code)}"))
+            return self._break(OSError(code, os.strerror(code)))
         try:
             if context := self._address.tls():
                 name = self._address.host
@@ -179,7 +181,7 @@ class Channel:
         if self._socket is None:
             sent.callback(Lost("not connected"))
             return
-        self._out += hiredis.pack_command(words)
+        self._out += hiredis.pack_command(words)  # type: ignore[arg-type]  # its tuple may be of any length
         self._expected.append(sent)
         if self._watch is None:
             self._watch = self._loop.call_later(max(0.05, sent.overdue_s - time.monotonic()), self._look_overdue)
@@ -258,7 +260,7 @@ class Channel:
         for sent in lost:
             sent.callback(Lost(str(error)))
         shown = address.shown(self._url)
-        said = str(error) if isinstance(error, trouble.BrokerError) else str(trouble.explain(error, shown))
+        said = str(error) if isinstance(error, BrokerError) else str(trouble.explain(error, shown))
         self._pause_s = min(LONGEST_PAUSE_S, self._pause_s * 2 or 0.02)
         if not self._closed:
             self._timer = self._loop.call_later(self._pause_s * random.uniform(0.5, 1), self.connect)
@@ -296,9 +298,3 @@ class Channel:
 
 
 NOT_YET = object()
-
-
-def _said(code: int) -> str:
-    import os
-
-    return os.strerror(code)

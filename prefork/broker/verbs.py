@@ -99,9 +99,7 @@ def beat(k: Keys, worker: str, lease_ms: int, *, first: bool) -> Call:
 def cancel(k: Keys, id: str, result_ttl_ms: int, record: bytes) -> Call:
     """Cancel what has not been claimed. -> b"cancelled", b"running" or b"finished" """
     keys = (k.messages, k.state, k.leases, k.scheduled, k.ranked, k.dead, k.stats)
-    return Call(
-        "cancel", keys, (id, k.active_prefix, k.result_prefix + id, k.done_prefix + id, result_ttl_ms, record)
-    )
+    return Call("cancel", keys, (id, k.active_prefix, k.result_prefix + id, k.done_prefix + id, result_ttl_ms, record))
 
 
 def inspect(k: Keys, id: str) -> Call:

@@ -52,7 +52,8 @@ def load_app(settings: Settings) -> Prefork:
         raise AppError(f"{settings.app} is a {type(app).__name__}, not a Prefork; name the app: app = Prefork(...)")
     if not app.tasks:
         raise AppError(
-            f"{settings.app} has no tasks; decorate functions with @{attribute}.task, and import their modules in {name}"
+            f"{settings.app} has no tasks; decorate functions with @{attribute}.task, and import their modules in "
+            f"{name}"
         )
     app.connect_to(settings.broker, settings.prefix)
     return app
@@ -62,9 +63,7 @@ def left_behind() -> list[str]:
     """What an app's import has left running, which a forked child can't use: threads and connections, by name."""
     threads = [f"thread {t.name!r}" for t in threading.enumerate() if t is not threading.main_thread()]
     try:
-        sockets = [
-            f"connection to {c.raddr.ip}:{c.raddr.port}" for c in psutil.Process().net_connections() if c.raddr
-        ]
+        sockets = [f"connection to {c.raddr.ip}:{c.raddr.port}" for c in psutil.Process().net_connections() if c.raddr]
     except (psutil.Error, OSError, AttributeError):
         sockets = []
     return threads + sockets
@@ -73,7 +72,8 @@ def left_behind() -> list[str]:
 def _where(error: BaseException) -> str:
     """The last place in the app's own code that an error came through."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith("<frozen") and Path(f.filename).parent != Path(__file__).parent]
+    ours = str(Path(__file__).parent)
+    own = [f for f in frames if not f.filename.startswith(("<frozen", ours))]
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     return f"{own[-1].filename}:{own[-1].lineno}" if own else "at its import"

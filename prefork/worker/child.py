@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Coroutine, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
@@ -153,15 +153,13 @@ class Child:
         deadline = datetime.now(UTC) + timedelta(seconds=given.timeout_s) if given.timeout_s else None
         enqueued_at = datetime.fromtimestamp(given.enqueued_ms / 1000, UTC)
         left = max(0, given.max_retries - given.retried)
-        return Context(
-            given.id, task.name, task.queue_name, given.attempt, left, enqueued_at, deadline, report=report
-        )
+        return Context(given.id, task.name, task.queue_name, given.attempt, left, enqueued_at, deadline, report=report)
 
     def _failure(self, task: Task[..., Any], given: Given, error: BaseException) -> bytes:
         """What the master needs to decide: the error; whether, when and at whose cost to try again."""
         options = task.options
         verdict: dict[str, Any] = {"error": _error(error)}
-        if isinstance(error, Dead) or isinstance(error, options.dont_retry_on):
+        if isinstance(error, (Dead, *options.dont_retry_on)):
             verdict["dead"] = True
         elif isinstance(error, Retry):
             verdict |= {"delay_s": error.delay, "counted": error.counted, "asked": True}
@@ -237,24 +235,25 @@ async def _with_soft_timeout(coroutine: Coroutine[Any, Any, Any], soft_s: float)
 
     @types.coroutine
     def drive() -> Generator[Any, Any, Any]:
-        step: Callable[[], Any] = lambda: coroutine.send(None)  # noqa: E731
+        sent: Any = None
+        raised: BaseException | None = None
+        told = False
         while True:
             try:
-                waits_for = step()
+                waits_for = coroutine.throw(raised) if raised else coroutine.send(sent)
             except StopIteration as end:
                 return end.value
+            sent = raised = None
             try:
                 sent = yield waits_for
-                step = lambda sent=sent: coroutine.send(sent)  # noqa: E731
             except asyncio.CancelledError as cancelled:
-                error: BaseException = cancelled
-                if over and not timer.cancelled():
-                    timer.cancel()  # once
+                raised = cancelled
+                if over and not told:
+                    told = True
                     running.uncancel()
-                    error = SoftTimeout(f"still running after {soft_s:g} s")
-                step = lambda error=error: coroutine.throw(error)  # noqa: E731
-            except BaseException as raised:
-                step = lambda raised=raised: coroutine.throw(raised)  # noqa: E731
+                    raised = SoftTimeout(f"still running after {soft_s:g} s")
+            except BaseException as error:
+                raised = error
 
     try:
         return await drive()
@@ -295,7 +294,7 @@ def _own_frames(error: BaseException) -> types.TracebackType | None:
 def _clean(text: str, limit: int) -> str:
     """Text that JSON can carry, its middle left out if it is too long."""
     if len(text) > limit:
-        text = f"{text[: limit // 3]}\n… {len(text) - limit:,} characters left out …\n{text[-(limit - limit // 3):]}"
+        text = f"{text[: limit // 3]}\n… {len(text) - limit:,} characters left out …\n{text[-(limit - limit // 3) :]}"
     return text.encode("utf-8", "replace").decode()
 
 

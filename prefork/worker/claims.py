@@ -1,7 +1,7 @@
 """When to claim, from which queue, and how to sleep until there is something: without polling.
 
-- A queue is *drained* when a claim has found less than was asked for. Masters block on the wake markers of their drained
-  queues, and ask the others as soon as a child has room.
+- A queue is *drained* when a claim has found less than was asked for. Masters block on the wake markers of their
+  drained queues, and ask the others as soon as a child has room.
 - Whoever pops a marker owes a claim, be it for nothing: the script sets the marker again for the next master if
   anything is left. So no wake-up is lost with a master that has no room.
 - Each reply tells when the next delayed message is due; a timer claims then, to the millisecond.
@@ -173,8 +173,8 @@ class Claims:
             return
         if self._blocked_on is None:
             self._blocked_on = drained
-            words = ("BZPOPMIN", *(queue.keys.wake for queue in self.queues if queue in drained), BLOCK_S)
-            self._blocker.send_words(words, self._woken, BLOCK_S + 5)
+            markers = (queue.keys.wake for queue in self.queues if queue in drained)
+            self._blocker.send_words(("BZPOPMIN", *markers, BLOCK_S), self._woken, BLOCK_S + 5)
             self._blocker.flush()
         elif drained - self._blocked_on and self._blocker_id and not self._unblocking:
             self._unblocking = True

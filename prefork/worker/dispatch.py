@@ -2,8 +2,8 @@
 
 - A child is handed about two milliseconds of work ahead, by what each task name has taken so far (mean and spread); a
   message that is expected to be long, or is of a name not yet known, only when it has nothing else.
-- What is claimed is what the children can be handed, and as much again while tasks are short, so that no child waits for
-  a round trip.
+- What is claimed is what the children can be handed, and as much again while tasks are short, so that no child waits
+  for a round trip.
 - A child whose running message takes longer than expected lags: what waits behind it is taken back.
 """
 
@@ -152,9 +152,7 @@ class Dispatcher(Generic[W]):
     def _fits(self, slot: Slot, work: W, now_s: float) -> bool:
         if not slot.outstanding:
             return True
-        return (
-            slot.outstanding < MAX_DEPTH and slot.load_s + work.expected_s <= AHEAD_S and not slot.lags(now_s)
-        )
+        return slot.outstanding < MAX_DEPTH and slot.load_s + work.expected_s <= AHEAD_S and not slot.lags(now_s)
 
     def stale(self, now_s: float) -> list[W]:
         """What was claimed and can't be handed out soon: it goes back to its queue, for other workers."""

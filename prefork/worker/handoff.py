@@ -5,8 +5,8 @@
     answer  child -> master   one frame for each message, at once
 
 The token pipe is the queue of what the child has not started. Whoever reads a token owns its message: the child starts
-it, or the master, which keeps the reading end open too, has taken it back. The kernel decides, message by message; so
-after a child's death it is exact what was running (token gone, no answer) and what was only waiting (token still there).
+it, or the master, which keeps the reading end open too, has taken it back. The kernel decides, message by message. So
+it is exact, after a child's death, what was running (token gone, no answer) and what only waited (token still there).
 """
 
 from __future__ import annotations
@@ -222,13 +222,18 @@ class ChildEnd:
         while True:  # pass over the frames whose tokens the master has taken back
             if not self._fill(head):
                 return None
-            number, size, *fields, id = FRAME.unpack_from(self._buffer, self._at)
+            number, size, task, flags, attempt, retried, retries, timeout_s, soft_s, enqueued_ms, id = (
+                FRAME.unpack_from(self._buffer, self._at)
+            )
             if not self._fill(head + size):
                 return None
             start = self._at + head
             self._at = start + size
             if number == wanted:
-                return Given(number, *fields, id.decode(), self._buffer[start : self._at])
+                body = self._buffer[start : self._at]
+                return Given(
+                    number, task, flags, attempt, retried, retries, timeout_s, soft_s, enqueued_ms, id.decode(), body
+                )
 
     def _fill(self, size: int) -> bool:
         missing = size - (len(self._buffer) - self._at)

@@ -2,10 +2,10 @@
 
 1. Import the app, freeze it, fork the children.
 2. Take a lease on each queue; take over from workers of this host that have died.
-3. Each turn of the loop: take in what has come (answers, replies, signals, timers), hand out what is ready, settle what
-   is decided, claim what there is room for.
-4. On TERM or INT: claim no more, put back what has not started, let what runs finish within `shutdown_timeout`, kill the
-   rest and put it back, settle, give up the lease. A second INT, or QUIT, skips the waiting.
+3. Each turn of the loop: take in what has come (answers, replies, signals, timers), hand out what is ready, settle
+   what is decided, claim what there is room for.
+4. On TERM or INT: claim no more, put back what has not started, let what runs finish within `shutdown_timeout`, kill
+   the rest and put it back, settle, give up the lease. A second INT, or QUIT, skips the waiting.
 
 One thread. The master's own code never waits for Redis, so that a slow or dead server keeps it from nothing else.
 """
@@ -190,8 +190,8 @@ class Master:
                 stopped += 1
                 self.pool.kill(child, FENCED)
         log.error(
-            "lost the lease: another worker has taken over. Stopped %d running tasks, dropped %d outcomes and %d messages "
-            "that had not started; going on as %s", stopped, dropped, unstarted, self.lease.worker,
+            "lost the lease: another worker has taken over. Stopped %d running tasks, dropped %d outcomes and %d "
+            "messages that had not started; going on as %s", stopped, dropped, unstarted, self.lease.worker,
         )  # fmt: skip
         self._begin()
 
@@ -304,8 +304,8 @@ class Master:
                 outcome = self.settlement.crashed(order, death.how, ran_s, death.peak_kib)
             log.log(
                 logging.INFO if child.killed_for.startswith("shutdown") else logging.ERROR,
-                "child %d (pid %d) %s in %s id=%s attempt=%d ran=%.1fs rss=%dMB: %s", child.number, child.pid, death.how,
-                message.header.task, message.id, order.attempt, ran_s, death.peak_kib >> 10, outcome,
+                "child %d (pid %d) %s in %s id=%s attempt=%d ran=%.1fs rss=%dMB: %s", child.number, child.pid,
+                death.how, message.header.task, message.id, order.attempt, ran_s, death.peak_kib >> 10, outcome,
             )  # fmt: skip
         if not death.running and not death.wanted and self.phase is Phase.RUNNING:
             log.error("child %d (pid %d) %s, with nothing running", child.number, child.pid, death.how)

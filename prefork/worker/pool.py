@@ -5,6 +5,7 @@ A dead child is reaped at once: first its answers are read to their end, then it
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import logging
 import os
@@ -14,6 +15,8 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
+
+import orjson
 
 from prefork.worker.dispatch import Slot
 from prefork.worker.handoff import BOOT_FAILED, READY, Answer, ChildEnd, MasterEnd, Order
@@ -204,10 +207,8 @@ class Pool:
                 break
             child = next((c for c in self.children if c.pid == pid), None)
             if child:
-                try:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(pid, signal.SIGKILL)  # what its tasks have started and left running
-                except (ProcessLookupError, PermissionError):
-                    pass
             try:
                 _, status, usage = os.wait4(pid, os.WNOHANG)
             except ChildProcessError:
@@ -260,7 +261,8 @@ def _how(status: int, killed_for: str) -> str:
             name = f"signal {number}"
         if killed_for:
             return f"killed by {name}: {killed_for}"
-        hint = {signal.SIGKILL: " (out of memory?)", signal.SIGSEGV: " (a fault in C code)"}.get(number, "")
+        hints: dict[int, str] = {signal.SIGKILL: " (out of memory?)", signal.SIGSEGV: " (a fault in C code)"}
+        hint = hints.get(number, "")
         return f"killed by {name}{hint}"
     code = os.waitstatus_to_exitcode(status)
     meaning = {11: " (could not start)", 12: " (its pipes to the master were closed)"}.get(code, "")
@@ -268,7 +270,5 @@ def _how(status: int, killed_for: str) -> str:
 
 
 def _boot_error(payload: bytes) -> str:
-    import orjson
-
     error = orjson.loads(payload)
     return str(error["traceback"] or error["class"]).rstrip()

@@ -96,7 +96,10 @@ class Settlement:
         result, elsewhere = answer.payload, []
         if answer.kind == handoff.DONE_WITH_FOLLOW_UPS:
             follow_ups, result = answer.payload.split(b"\n", 1)
-            entries = [verbs.Entry(*fields[:4], fields[4].encode()) for fields in orjson.loads(follow_ups)]
+            entries = [
+                verbs.Entry(queue, id, priority, at, payload.encode())
+                for queue, id, priority, at, payload in orjson.loads(follow_ups)
+            ]
             elsewhere = [entry for entry in entries if entry.queue != message.queue]
             for entry in entries:
                 if entry.queue == message.queue:
@@ -153,9 +156,9 @@ class Settlement:
         delay_s = float(verdict["delay_s"])
         self._retry(message, state, delay_s, failed=not verdict.get("asked"))
         level = logging.INFO if verdict.get("asked") else logging.WARNING
+        trace = "" if verdict.get("asked") or not error["traceback"] else f"\n{error['traceback'].rstrip()}"
         log.log(level, "%s %s attempt %d failed (%s); retry %d of %d in %.1f s%s", message.header.task, message.id,
-                state.attempts, asked, state.retried, order.max_retries, delay_s,
-                f"\n{error['traceback'].rstrip()}" if error["traceback"] and not verdict.get("asked") else "")  # fmt: skip
+                state.attempts, asked, state.retried, order.max_retries, delay_s, trace)  # fmt: skip
         return None
 
     def timed_out(self, order: Order, ran_s: float) -> None:
@@ -288,9 +291,7 @@ class Settlement:
                 break
         outbox.sent_records, outbox.records = outbox.records[:taken], outbox.records[taken:]
         outbox.in_flight = True
-        call = verbs.settle(
-            outbox.keys, self.worker, self._dead_max, self._dead_ttl_ms, outbox.sent_plain, words
-        )
+        call = verbs.settle(outbox.keys, self.worker, self._dead_max, self._dead_ttl_ms, outbox.sent_plain, words)
         channel.send(call, lambda reply: self._settled(outbox, reply))
 
     def _settled(self, outbox: Outbox, reply: Any) -> None:
