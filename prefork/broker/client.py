@@ -156,6 +156,11 @@ class Client:
         answered: dict[str, Any] = self._bounded(lambda: self.connection().info(), uncertain=False)
         return answered
 
+    def time(self) -> tuple[int, int]:
+        """The server's clock: seconds since the epoch, microseconds."""
+        answered: tuple[int, int] = self._bounded(lambda: self.connection().time(), uncertain=False)
+        return answered
+
     def ping_ms(self) -> float:
         """Milliseconds of one round trip."""
         begun = time.monotonic()

@@ -1,0 +1,135 @@
+"""What an operator should know before the users do: findings, each with its remedy. Reads only."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefork.broker import survey, verbs
+from prefork.broker.client import Client
+
+CLOCK_OFF_S = 2.0
+SLOW_PING_MS = 20.0
+LEAST_PIPE_PAGES = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`level`: ok, warning or error. `remedy`: what to do about it; empty for ok."""
+
+    level: str
+    what: str
+    remedy: str = ""
+
+
+def examine(client: Client) -> Iterator[Finding]:
+    """Look at the server, then at each queue."""
+    info = client.info()
+    yield from _server(client, info)
+    yield from _memory(info)
+    yield from _persistence(info)
+    yield from _here()
+    for queue in client.queues():
+        yield from _queue(client, queue)
+
+
+def _server(client: Client, info: dict[str, Any]) -> Iterator[Finding]:
+    name, _ = verbs.version_of(info)
+    ping_ms = client.ping_ms()
+    slow = ping_ms > SLOW_PING_MS
+    remedy = "put workers and broker into the same network" if slow else ""
+    yield Finding("warning" if slow else "ok", f"{client.shown} is {name}, a round trip takes {ping_ms:.1f} ms", remedy)
+    if info.get("role") not in (None, "master"):
+        yield Finding("error", "it is a replica, which takes no writes", "name the primary in the broker URL")
+    if off_s := _clock_off_s(client):
+        yield Finding(
+            "warning",
+            f"its clock is {off_s:+.1f} s off this host's; prefork goes by the server's, people by both",
+            "let both hosts follow a time server",
+        )
+
+
+def _clock_off_s(client: Client) -> float:
+    before = time.time()
+    seconds, micros = client.time()
+    off_s = seconds + micros / 1e6 - (before + time.time()) / 2
+    return off_s if abs(off_s) > CLOCK_OFF_S else 0.0
+
+
+def _memory(info: dict[str, Any]) -> Iterator[Finding]:
+    policy, limit, used = (
+        info.get("maxmemory_policy", "noeviction"),
+        info.get("maxmemory", 0),
+        info.get("used_memory", 0),
+    )
+    if limit and policy != "noeviction":
+        yield Finding(
+            "error",
+            f"maxmemory-policy is {policy}: when memory is short, tasks are thrown away",
+            "CONFIG SET maxmemory-policy noeviction",
+        )
+    if limit and used > 0.8 * limit:
+        yield Finding("warning", f"{used / limit:.0%} of maxmemory is used", "raise maxmemory, or drain the queues")
+
+
+def _persistence(info: dict[str, Any]) -> Iterator[Finding]:
+    if not info.get("aof_enabled"):
+        yield Finding(
+            "warning",
+            "the append-only file is off: a restart of the server loses what came after its last snapshot",
+            "CONFIG SET appendonly yes",
+        )
+    elif info.get("aof_last_write_status", "ok") != "ok":
+        yield Finding("error", "the append-only file cannot be written", "look at the server's log and its disk")
+    if info.get("rdb_last_bgsave_status", "ok") != "ok":
+        yield Finding("error", "the last snapshot failed", "look at the server's log and its disk")
+
+
+def _here() -> Iterator[Finding]:
+    soft = Path("/proc/sys/fs/pipe-user-pages-soft")
+    if sys.platform == "linux" and soft.exists() and 0 < (pages := int(soft.read_text())) < LEAST_PIPE_PAGES:
+        yield Finding(
+            "warning",
+            f"this host gives a user {pages} pages for pipes: with many children they are small, and slower",
+            f"sysctl fs.pipe-user-pages-soft={LEAST_PIPE_PAGES}",
+        )
+
+
+def _queue(client: Client, name: str) -> Iterator[Finding]:
+    counted = survey.census(client, name)
+    report, sound = counted.report, True
+    placed = report.pending + report.scheduled + report.active + report.dead
+    if counted.messages > placed:
+        sound = False
+        yield Finding(
+            "error",
+            f"queue {name}: {counted.messages - placed} messages are in no place, so that nobody runs them",
+            "keep a copy of the data, and report it: this must not happen",
+        )
+    ended = [worker for worker, ends_ms in counted.leases.items() if ends_ms < counted.now_ms]
+    if ended:
+        sound = False
+        yield Finding(
+            "error",
+            f"queue {name}: the leases of {len(ended)} workers have ended, first {ended[0]}; what they hold waits",
+            "start a worker on this queue: it takes over",
+        )
+    if report.pending and not counted.leases:
+        sound = False
+        yield Finding(
+            "warning",
+            f"queue {name}: {report.pending} tasks wait, and no worker listens",
+            "start a worker on this queue",
+        )
+    if report.paused:
+        yield Finding("warning", f"queue {name} is paused", "resume it when it may run again")
+    if sound:
+        yield Finding(
+            "ok",
+            f"queue {name}: {report.pending} pending, {report.scheduled} scheduled, {report.active} active, "
+            f"{report.dead} dead, {len(counted.leases)} workers",
+        )
