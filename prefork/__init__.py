@@ -25,9 +25,10 @@ from prefork.errors import (
     UnknownTask,
     WaitTimeout,
 )
+from prefork.invocation import Invocation
 from prefork.result import TaskError, TaskResult, TaskStatus
 from prefork.retry import default_retry_delay
-from prefork.task import AsyncTask, Invocation, Task
+from prefork.task import AsyncTask, Task
 
 __all__ = [
     "AppError", "AsyncTask", "BadMessage", "BrokerError", "Cancelled", "ChildDied", "ConfigError", "Context", "Dead",

@@ -12,11 +12,12 @@ from prefork import options as check
 from prefork.broker.client import Client
 from prefork.context import Context
 from prefork.errors import AppError, InvalidOption, ResultUnavailable
+from prefork.invocation import Invocation
 from prefork.message import new_id
 from prefork.options import DAY_S, Duration, TaskOptions
 from prefork.result import TaskResult
 from prefork.retry import RetryDelay
-from prefork.task import AsyncTask, Invocation, Task
+from prefork.task import AsyncTask, Task
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -173,7 +174,7 @@ class Prefork:
         size = 0
         for invocation in invocations:
             batch.append(invocation)
-            size += len(invocation.body)
+            size += len(invocation.payload)
             if len(batch) == BATCH or size >= BATCH_BYTES:
                 results += self._enqueue_batch(batch)
                 batch, size = [], 0
@@ -186,8 +187,7 @@ class Prefork:
             by_queue.setdefault(entry.queue, []).append(entry)
         now_ms = {queue: self.client.enqueue(queue, some) for queue, some in by_queue.items()}
         return [
-            TaskResult(self, entry.id, entry.queue, invocation.task.name, now_ms[entry.queue])
-            for entry, invocation in zip(entries, batch, strict=True)
+            invocation.result(entry.id, now_ms[entry.queue]) for entry, invocation in zip(entries, batch, strict=True)
         ]
 
     async def aenqueue_many(self, invocations: Iterable[Invocation[R]]) -> list[TaskResult[R]]:

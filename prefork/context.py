@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from prefork.errors import PreforkError
+from prefork.invocation import Invocation
 from prefork.message import derived_id
 from prefork.result import TaskResult
-
-if TYPE_CHECKING:
-    from prefork.task import Invocation
 
 R = TypeVar("R")
 MAX_FOLLOW_UPS = 10_000
@@ -56,7 +54,6 @@ class Context:
                 f"{self.task_name} {self.id}: more than {MAX_FOLLOW_UPS} follow-ups; enqueue them at once, by "
                 f"enqueue_many"
             )
-        task = invocation.task
         id = derived_id(self.id, len(self.follow_ups))
         self.follow_ups.append(invocation)
-        return TaskResult(task.app, id, task.queue_name, task.name, 0)
+        return invocation.result(id, 0)

@@ -7,20 +7,29 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import orjson
 import redis
 
 from prefork import message
+from prefork.broker.client import Client
 from prefork.errors import BadMessage, Cancelled, ResultUnavailable, TaskFailed, WaitTimeout
-
-if TYPE_CHECKING:
-    from prefork.app import Prefork
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 RECHECK_S = 1.0  # the word that a task has finished can get lost with its connection
+
+
+class Home(Protocol):
+    """What a result needs of the app that it belongs to."""
+
+    @property
+    def client(self) -> Client:
+        """The connection to the broker."""
+
+    def result_ttl_ms(self, task_name: str) -> int:
+        """How long results of a task are kept; 0 for none."""
 
 
 class TaskStatus(StrEnum):
@@ -51,7 +60,7 @@ class TaskResult(Generic[R_co]):
 
     __slots__ = ("_app", "_enqueued_ms", "_known", "_value", "id", "queue_name", "status", "task_name")
 
-    def __init__(self, app: Prefork, id: str, queue_name: str, task_name: str, enqueued_ms: int) -> None:
+    def __init__(self, app: Home, id: str, queue_name: str, task_name: str, enqueued_ms: int) -> None:
         self.id, self.queue_name, self.task_name = id, queue_name, task_name
         self.status = TaskStatus.READY
         self._app, self._enqueued_ms = app, enqueued_ms

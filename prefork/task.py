@@ -6,37 +6,20 @@ import asyncio
 import copy
 import inspect
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
+from dataclasses import replace
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from prefork import options as check
-from prefork.broker.verbs import Entry
 from prefork.context import Context
 from prefork.errors import InvalidArguments, InvalidOption
+from prefork.invocation import Invocation, Sender
 from prefork.message import Header, encode_body, new_id
 from prefork.options import Duration, Moment, TaskOptions
 from prefork.result import TaskResult
 
-if TYPE_CHECKING:
-    from prefork.app import Prefork
-
 P = ParamSpec("P")
 R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
-
-@dataclass(frozen=True, slots=True)
-class Invocation(Generic[R_co]):
-    """A task with its arguments, checked and encoded, to be enqueued by `enqueue_many` or `context.enqueue`."""
-
-    task: Task[..., R_co]
-    body: bytes
-
-    def entry(self, id: str) -> Entry:
-        """As the broker takes it."""
-        task = self.task
-        return Entry(task.queue_name, id, task.priority, task._at, task._header + b"\n" + self.body)
 
 
 class Task(Generic[P, R]):
@@ -45,7 +28,7 @@ class Task(Generic[P, R]):
     Calling it runs the function here, now. `enqueue` sends it to a worker.
     """
 
-    def __init__(self, app: Prefork, name: str, function: Callable[..., Any], options: TaskOptions) -> None:
+    def __init__(self, app: Sender, name: str, function: Callable[..., Any], options: TaskOptions) -> None:
         self.app, self.name, self.function, self.options = app, name, function, options
         self.is_async = inspect.iscoroutinefunction(function)
         self.queue_name, self.priority = options.queue_name, options.priority
@@ -80,18 +63,16 @@ class Task(Generic[P, R]):
     def s(self, *args: P.args, **kwargs: P.kwargs) -> Invocation[R]:
         """The task with these arguments, to be enqueued later. Raises InvalidArguments, NotJSON, PayloadTooLarge."""
         self._check(args, kwargs)
-        return Invocation(self, encode_body(self.name, args, kwargs, self._positional))
+        payload = self._header + b"\n" + encode_body(self.name, args, kwargs, self._positional)
+        return Invocation(self.app, self.name, self.queue_name, self.priority, self._at, payload)
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
         """Send it to a worker; when this returns, the broker has accepted it.
 
         Raises InvalidArguments, NotJSON, PayloadTooLarge; BrokerError if the broker can't be used within the limit.
         """
-        self._check(args, kwargs)
-        id, queue = new_id(), self.queue_name
-        payload = self._header + b"\n" + encode_body(self.name, args, kwargs, self._positional)
-        now_ms = self.app.client.enqueue(queue, [Entry(queue, id, self.priority, self._at, payload)])
-        return TaskResult(self.app, id, queue, self.name, now_ms)
+        invocation, id = self.s(*args, **kwargs), new_id()
+        return invocation.result(id, self.app.client.enqueue(self.queue_name, [invocation.entry(id)]))
 
     async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
         """As `enqueue`, without blocking the event loop."""

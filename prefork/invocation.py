@@ -1,0 +1,45 @@
+"""A task with its arguments, checked and encoded, ready to be sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from prefork.broker.verbs import Entry
+from prefork.result import Home, TaskResult
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Sender(Home, Protocol):
+    """What an invocation and its task need of the app."""
+
+    def enqueue_many(self, invocations: Iterable[Invocation[Any]]) -> list[TaskResult[Any]]:
+        """Enqueue many, in batches."""
+
+    async def aenqueue_many(self, invocations: Iterable[Invocation[Any]]) -> list[TaskResult[Any]]:
+        """As `enqueue_many`, without blocking the event loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation(Generic[R_co]):
+    """Made by `task.s(…)`, to be enqueued by `app.enqueue_many` or `context.enqueue`.
+
+    `at`: as `Entry` has it. `payload`: header, newline, body.
+    """
+
+    sender: Sender
+    task_name: str
+    queue_name: str
+    priority: int
+    at: str
+    payload: bytes
+
+    def entry(self, id: str) -> Entry:
+        """As the broker takes it."""
+        return Entry(self.queue_name, id, self.priority, self.at, self.payload)
+
+    def result(self, id: str, enqueued_ms: int) -> TaskResult[R_co]:
+        """What its caller gets once it is enqueued, or will be."""
+        return TaskResult(self.sender, id, self.queue_name, self.task_name, enqueued_ms)
