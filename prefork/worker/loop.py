@@ -110,10 +110,12 @@ class Loop:
     def run(self) -> None:
         """Turn until `stop`."""
         self._running = True
+        registered = self._selector.get_map()
         while self._running:
             for key, events in self._selector.select(self._wait_s()):
                 for event, callback in tuple(key.data.items()):
-                    if events & event:
+                    # An earlier callback of this turn may have closed this descriptor, or given its number away.
+                    if events & event and (now := registered.get(key.fd)) and now.data is key.data:
                         callback()
             self._call_due()
             self.after()

@@ -12,7 +12,6 @@ One thread. The master's own code never waits for Redis, so that a slow or dead 
 
 from __future__ import annotations
 
-import enum
 import gc
 import logging
 import os
@@ -43,18 +42,10 @@ from prefork.worker.logs import Running
 from prefork.worker.loop import Loop
 from prefork.worker.pool import Death, Pool, Process
 from prefork.worker.settlement import Settlement
+from prefork.worker.shutdown import BECAUSE, Phase, Shutdown
 
 log = logging.getLogger("prefork")
-LAST_WORDS_S = 0.9  # after the children have ended: for the broker to take the last outcomes
 TITLE_AFTER_S = 0.05
-
-
-class Phase(enum.Enum):
-    """Of a worker's life."""
-
-    RUNNING = enum.auto()
-    DRAINING = enum.auto()
-    LEAVING = enum.auto()
 
 
 class Master:
@@ -66,10 +57,7 @@ class Master:
         self.tasks = app.tasks
         self._task_list: list[Task[..., Any]] = list(self.tasks.values())
         self._index = {task.name: number for number, task in enumerate(self._task_list)}
-        self.phase = Phase.RUNNING
         self._pid = os.getpid()
-        self._exit_at_s = float("inf")
-        self._left = False
         self._down_since_s: float | None = None
 
         self.loop = loop = Loop()
@@ -97,6 +85,10 @@ class Master:
             fenced=self._fenced, refused=self._refused,
         )  # fmt: skip
         self.lease = Lease(loop, self.channel, self.claims, self.clock, settings.lease_s, self._fenced)
+        self.shutdown = Shutdown(
+            loop, self.pool, self.dispatcher, self.settlement, self.claims, self.lease, self.channel, self.blocker,
+            settings.shutdown_timeout_s,
+        )  # fmt: skip
 
     # -- start --------------------------------------------------------------------------------------------------
 
@@ -106,9 +98,9 @@ class Master:
         gc.collect()
         gc.freeze()
         self.loop.on_signals({
-            signal.SIGTERM: lambda: self.drain("TERM"),
-            signal.SIGINT: self._interrupted,
-            signal.SIGQUIT: lambda: self.stop_now("QUIT"),
+            signal.SIGTERM: lambda: self.shutdown.drain("TERM"),
+            signal.SIGINT: self.shutdown.interrupt,
+            signal.SIGQUIT: lambda: self.shutdown.now("QUIT"),
             signal.SIGCHLD: self.pool.reap,
         })  # fmt: skip
         setproctitle(f"prefork: master of {self.app.name}, {self.settings.concurrency} children")
@@ -152,7 +144,7 @@ class Master:
         self.settlement.worker = self.claims.worker = self.lease.worker
 
         def held() -> None:
-            if self.phase is Phase.RUNNING:
+            if not self.shutdown.begun:
                 self.claims.open = True
                 self.claims.wake_all()
                 log.info("worker %s is ready: %d children, queues %s", self.lease.worker, self.settings.concurrency,
@@ -169,14 +161,14 @@ class Master:
         for queue in self.claims.queues:
             kept = known | self.settlement.outboxes[queue.keys.queue].ids()
             self.channel.send(verbs.restore(queue.keys, self.lease.worker, "keep", kept), lambda reply: None)
-        if self.phase is Phase.RUNNING:
+        if not self.shutdown.begun:
             self.claims.open = True
             self.claims.wake_all()
         self.settlement.resend()
 
     def _fenced(self, said: str) -> None:
         """Another worker has taken over all that this one held: drop it, and begin anew as a new worker."""
-        if self.lease.worker not in said or self._left:
+        if self.lease.worker not in said or self.shutdown.phase is Phase.LEFT:
             return  # the same said once more, of what this worker was before
         self.claims.open = False
         self.lease.new_identity()
@@ -200,17 +192,18 @@ class Master:
     def _turn(self) -> None:
         """Once a turn, after all that has come was taken in."""
         now_s = self.loop.turned_s
-        if self.phase is Phase.RUNNING:
+        running = not self.shutdown.begun
+        if running:
             self._hand_out(now_s)
         if self.channel.ready:
             self.settlement.flush(self.channel)
-            if self.phase is Phase.RUNNING:
+            if running:
                 self.claims.turn(self.dispatcher.wanted(self.times.mix_s, now_s))
                 if self._burst and self._nothing_left():
-                    self.drain("everything is done")
+                    self.shutdown.drain("everything is done")
             self.channel.flush()
-        if self.phase is not Phase.RUNNING:
-            self._go_on_leaving()
+        if self.shutdown.begun:
+            self.shutdown.turn()
 
     def _claimed(self, queue: str, ids: list[bytes], messages: list[bytes], states: list[bytes | None]) -> None:
         orders = []
@@ -229,11 +222,11 @@ class Master:
                 self.settlement.expired(message)
             else:
                 orders.append(self._order(message, task))
-        if self.phase is Phase.RUNNING:
-            self.dispatcher.add(orders, time.monotonic())
-        else:
-            for order in orders:
+        if self.shutdown.begun:
+            for order in reversed(orders):
                 self.settlement.put_back(order.message)
+        else:
+            self.dispatcher.add(orders, time.monotonic())
 
     def _order(self, message: Message, task: Task[..., Any]) -> Order:
         header, options, state = message.header, task.options, message.state
@@ -298,96 +291,27 @@ class Master:
             elif child.killed_for.startswith("timeout"):
                 outcome = "failed at its deadline"
                 self.settlement.timed_out(order, ran_s)
-            elif child.killed_for.startswith("shutdown"):
+            elif child.killed_for.startswith(BECAUSE):
                 self.settlement.put_back(message)
             else:
                 outcome = self.settlement.crashed(order, death.how, ran_s, death.peak_kib)
             log.log(
-                logging.INFO if child.killed_for.startswith("shutdown") else logging.ERROR,
+                logging.INFO if child.killed_for.startswith(BECAUSE) else logging.ERROR,
                 "child %d (pid %d) %s in %s id=%s attempt=%d ran=%.1fs rss=%dMB: %s", child.number, child.pid,
                 death.how, message.header.task, message.id, order.attempt, ran_s, death.peak_kib >> 10, outcome,
             )  # fmt: skip
-        if not death.running and not death.wanted and self.phase is Phase.RUNNING:
+        if not death.running and not death.wanted and not self.shutdown.begun:
             log.error("child %d (pid %d) %s, with nothing running", child.number, child.pid, death.how)
         if death.waiting and child.killed_for != FENCED:
-            if self.phase is Phase.RUNNING:
-                self.dispatcher.add_first(death.waiting, now_s)
-            else:
-                for order in death.waiting:
+            if self.shutdown.begun:
+                for order in reversed(death.waiting):
                     self.settlement.put_back(order.message)
-
-    # -- stop ---------------------------------------------------------------------------------------------------
-
-    def drain(self, why: str) -> None:
-        """Claim no more, put back what has not started, let what runs finish within `shutdown_timeout`."""
-        if self.phase is not Phase.RUNNING:
-            return
-        self.phase = Phase.DRAINING
-        self.claims.close()
-        self.blocker.close()
-        self.pool.growing = False
-        unstarted = list(self.dispatcher.ready)
-        self.dispatcher.ready.clear()
-        for child in list(self.pool.children):
-            unstarted += self.pool.take_back(child)
-            self.pool.finish(child)
-        for order in reversed(unstarted):
-            self.settlement.put_back(order.message)
-        busy = sum(1 for child in self.pool.children if child.end.unanswered)
-        log.info("stopping (%s): %d tasks are running, %d that had not started go back to their queues", why, busy,
-                 len(unstarted))  # fmt: skip
-        limit_s = self.settings.shutdown_timeout_s
-        self._exit_at_s = time.monotonic() + limit_s + LAST_WORDS_S
-        self.loop.call_later(limit_s, lambda: self._kill_all(f"shutdown_timeout of {limit_s:g} s is over"))
-
-    def _interrupted(self) -> None:
-        if self.phase is Phase.RUNNING:
-            self.drain("INT; once more to stop at once")
-        else:
-            self.stop_now("INT")
-
-    def stop_now(self, why: str) -> None:
-        """Kill what runs and put it back; do not wait."""
-        self.drain(why)
-        self._exit_at_s = min(self._exit_at_s, time.monotonic() + LAST_WORDS_S)
-        self._kill_all(f"shutdown at once ({why})")
-
-    def _kill_all(self, why: str) -> None:
-        for child in list(self.pool.children):
-            self.pool.kill(child, why)
-
-    def _go_on_leaving(self) -> None:
-        if self.phase is Phase.DRAINING and not self.pool.children:
-            self.phase = Phase.LEAVING
-            self._exit_at_s = min(self._exit_at_s, time.monotonic() + LAST_WORDS_S)
-            self.loop.call_later(max(0.05, self._exit_at_s - time.monotonic()), self._leave)
-        settled = not any(self.settlement.outboxes.values())
-        if self.phase is Phase.LEAVING and not self._left and self.channel.ready and settled:
-            self._give_up_leases()
-
-    def _give_up_leases(self) -> None:
-        self._left = True
-        self.lease.stop()
-        due = [queue.keys for queue in self.claims.queues]
-
-        def gone(_: Any) -> None:
-            due.pop()
-            if not due:
-                self.loop.stop()
-
-        for keys in tuple(due):
-            self.channel.send(verbs.restore(keys, self.lease.worker, "gone"), gone)
-        self.channel.flush()
-
-    def _leave(self) -> None:
-        kept = sum(len(outbox.ids()) for outbox in self.settlement.outboxes.values())
-        if kept:
-            log.error("the broker did not take %d outcomes in time: these tasks will run again", kept)
-        self.loop.stop()
+            else:
+                self.dispatcher.add_first(death.waiting, now_s)
 
     def _nothing_left(self) -> bool:
         busy = self.dispatcher.ready or any(child.end.unanswered for child in self.pool.children)
-        return self.claims.open and self.claims.all_drained and not busy and not any(self.settlement.outboxes.values())
+        return self.claims.open and self.claims.all_drained and not busy and self.settlement.is_empty
 
 
 FENCED = "the lease is lost"

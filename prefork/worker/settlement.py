@@ -306,9 +306,18 @@ class Settlement:
                 self._refused(f"outcomes of queue {outbox.keys.queue}", reply)
         outbox.sent_plain, outbox.sent_records = [], []
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the broker has everything."""
+        return not any(self.outboxes.values())
+
+    def unsettled(self) -> int:
+        """How many messages are decided here, and not known to be settled there."""
+        return sum(len(outbox.ids()) for outbox in self.outboxes.values())
+
     def forget_all(self) -> int:
         """Drop what is decided and not settled: another worker has it now. -> how many"""
-        count = sum(len(outbox.ids()) for outbox in self.outboxes.values())
+        count = self.unsettled()
         for queue, outbox in self.outboxes.items():
             self.outboxes[queue] = Outbox(outbox.keys)
         return count

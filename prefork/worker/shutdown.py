@@ -1,0 +1,135 @@
+"""How a worker stops.
+
+1. DRAINING: claim no more; put back at once what has not started; let what runs finish within `shutdown_timeout`.
+2. Kill the rest. Each message of a killed child goes to the front of its queue, not charged.
+3. LEAVING: the broker takes the last outcomes; then give up the leases, and end.
+
+INT and TERM begin it; a second INT, or QUIT, goes to 2 at once. Every step is bounded, also when the broker is away.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import time
+from typing import Any
+
+from prefork.broker import verbs
+from prefork.broker.channel import Channel
+from prefork.worker.claims import Claims
+from prefork.worker.dispatch import Dispatcher
+from prefork.worker.handoff import Order
+from prefork.worker.lease import Lease
+from prefork.worker.loop import Loop
+from prefork.worker.pool import Pool
+from prefork.worker.settlement import Settlement
+
+log = logging.getLogger("prefork")
+LAST_WORDS_S = 0.9  # after the children have ended: for the broker to take the last outcomes
+BECAUSE = "shutdown"  # the reason of a kill begins so
+
+
+class Phase(enum.Enum):
+    """Of a worker's life."""
+
+    RUNNING = enum.auto()
+    DRAINING = enum.auto()
+    LEAVING = enum.auto()
+    LEFT = enum.auto()
+
+
+class Shutdown:
+    """The end of one worker."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        pool: Pool,
+        dispatcher: Dispatcher[Order],
+        settlement: Settlement,
+        claims: Claims,
+        lease: Lease,
+        channel: Channel,
+        blocker: Channel,
+        limit_s: float,
+    ) -> None:
+        self._loop, self._pool, self._dispatcher, self._settlement = loop, pool, dispatcher, settlement
+        self._claims, self._lease, self._channel, self._blocker = claims, lease, channel, blocker
+        self._limit_s = limit_s
+        self._exit_at_s = float("inf")
+        self.phase = Phase.RUNNING
+
+    @property
+    def begun(self) -> bool:
+        """Whether the worker is stopping."""
+        return self.phase is not Phase.RUNNING
+
+    def drain(self, why: str) -> None:
+        """Claim no more, put back what has not started, let what runs finish within `shutdown_timeout`."""
+        if self.begun:
+            return
+        self.phase = Phase.DRAINING
+        self._claims.close()
+        self._blocker.close()
+        self._pool.growing = False
+        unstarted = list(self._dispatcher.ready)
+        self._dispatcher.ready.clear()
+        for child in list(self._pool.children):
+            unstarted += self._pool.take_back(child)
+            self._pool.finish(child)
+        # Each goes to the front, so that the last one to go there is the first to be claimed again.
+        for order in reversed(unstarted):
+            self._settlement.put_back(order.message)
+        busy = sum(1 for child in self._pool.children if child.end.unanswered)
+        back = f", {len(unstarted)} that had not started go back to their queues" if unstarted else ""
+        log.info("stopping (%s): %d tasks are running%s", why, busy, back)
+        self._exit_at_s = time.monotonic() + self._limit_s + LAST_WORDS_S
+        self._loop.call_later(
+            self._limit_s, lambda: self._kill_all(f"{BECAUSE}_timeout of {self._limit_s:g} s is over")
+        )
+
+    def interrupt(self) -> None:
+        """A first INT drains, a second one stops at once."""
+        if self.begun:
+            self.now("INT")
+        else:
+            self.drain("INT; once more to stop at once")
+
+    def now(self, why: str) -> None:
+        """Kill what runs and put it back; do not wait."""
+        self.drain(why)
+        self._exit_at_s = min(self._exit_at_s, time.monotonic() + LAST_WORDS_S)
+        self._kill_all(f"{BECAUSE} at once ({why})")
+
+    def _kill_all(self, why: str) -> None:
+        for child in list(self._pool.children):
+            self._pool.kill(child, why)
+
+    def turn(self) -> None:
+        """Once a turn of the loop: go on to the next step when this one is done."""
+        if self.phase is Phase.DRAINING and not self._pool.children:
+            self.phase = Phase.LEAVING
+            self._exit_at_s = min(self._exit_at_s, time.monotonic() + LAST_WORDS_S)
+            self._loop.call_later(max(0.05, self._exit_at_s - time.monotonic()), self._give_up)
+        if self.phase is Phase.LEAVING and self._channel.ready and self._settlement.is_empty:
+            self.phase = Phase.LEFT
+            self._give_up_leases()
+
+    def _give_up_leases(self) -> None:
+        """What a claim has taken whose reply is still on its way goes back with them."""
+        self._lease.stop()
+        due = [queue.keys for queue in self._claims.queues]
+
+        def gone(_: Any) -> None:
+            due.pop()
+            if not due:
+                self._loop.stop()
+
+        for keys in tuple(due):
+            self._channel.send(verbs.restore(keys, self._lease.worker, "gone"), gone)
+        self._channel.flush()
+
+    def _give_up(self) -> None:
+        if kept := self._settlement.unsettled():
+            log.error("the broker did not take %d outcomes in time: these tasks will run again", kept)
+        self._loop.stop()
