@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
-from prefork.errors import PreforkError
+from prefork.errors import PayloadTooLarge
 from prefork.invocation import Invocation
 from prefork.message import derived_id
 from prefork.result import TaskResult
 
 R = TypeVar("R")
-MAX_FOLLOW_UPS = 10_000
+MAX_FOLLOW_UPS = 1000
+MAX_FOLLOW_UP_BYTES = 16 << 20
 
 
 def _nowhere(*_: Any) -> None:
@@ -49,10 +50,11 @@ class Context:
 
     def enqueue(self, invocation: Invocation[R]) -> TaskResult[R]:
         """Enqueue a follow-up together with this task's own acknowledgement, only if this attempt succeeds."""
-        if len(self.follow_ups) >= MAX_FOLLOW_UPS:
-            raise PreforkError(
-                f"{self.task_name} {self.id}: more than {MAX_FOLLOW_UPS} follow-ups; enqueue them at once, by "
-                f"enqueue_many"
+        size = sum(len(other.payload) for other in self.follow_ups) + len(invocation.payload)
+        if len(self.follow_ups) >= MAX_FOLLOW_UPS or size > MAX_FOLLOW_UP_BYTES:
+            raise PayloadTooLarge(
+                f"{self.task_name} {self.id}: follow-ups are limited to {MAX_FOLLOW_UPS} and {MAX_FOLLOW_UP_BYTES:,} "
+                f"bytes; enqueue so many at once, by enqueue_many"
             )
         id = derived_id(self.id, len(self.follow_ups))
         self.follow_ups.append(invocation)

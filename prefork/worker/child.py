@@ -59,6 +59,7 @@ class Child:
         code = 0
         try:
             cut_loose(master)
+            self._pid = os.getpid()
             self._prints = capture_prints()
             setproctitle(self._title)
             if self._boot():
@@ -98,6 +99,8 @@ class Child:
         ran_s = time.perf_counter() - begun_s
         usage = resource.getrusage(resource.RUSAGE_SELF)
         cpu_s, self._cpu_s = usage.ru_utime + usage.ru_stime - self._cpu_s, usage.ru_utime + usage.ru_stime
+        if os.getpid() != self._pid:  # the task has forked, and this copy has returned from it too
+            os._exit(0)
         for printed in self._prints:
             printed.finish()
         self._running.task = ""

@@ -81,7 +81,6 @@ class Claims:
         self._by_marker = {queue.keys.wake.encode(): queue for queue in queues}
         self.worker = ""
         self.open = False
-        self.lost = False  # a claim's reply: what it took is held by this worker, which does not know it
         self._blocked_on: set[Queue] | None = None
         self._blocker_id = 0
         self._unblocking = False
@@ -137,11 +136,9 @@ class Claims:
         queue.in_flight = False
         if isinstance(reply, Exception):
             queue.drained = False
-            if isinstance(reply, Lost):
-                self.lost = self.lost or n > 0
-            elif isinstance(reply, hiredis.ReplyError) and str(reply).startswith("FENCED"):
+            if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("FENCED"):
                 self._fenced(str(reply))
-            else:
+            elif not isinstance(reply, Lost):  # what a lost claim took is put back after the reconnect
                 self._refused(str(reply))
                 self._pause = self._loop.call_later(0.5, self._go_on)
             return

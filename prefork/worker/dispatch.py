@@ -60,9 +60,13 @@ class RunTimes:
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """A child, as the dispatcher sees it. `head_since_s`: when what it is running began."""
+    """A child, as the dispatcher sees it.
+
+    `left`: how many more it may be given before it is recycled. `head_since_s`: when what it is running began.
+    """
 
     open: bool = False
+    left: int = 1 << 62
     outstanding: int = 0
     load_s: float = 0.0
     head_since_s: float = 0.0
@@ -73,15 +77,20 @@ class Slot:
             self.head_since_s = now_s
             self.load_s = 0.0
         self.outstanding += 1
+        self.left -= 1
         self.load_s += expected_s
 
     def answered(self, expected_s: float, now_s: float) -> None:
         """It has answered one: the next one runs from now on."""
-        self.returned(expected_s)
+        self._rid_of(expected_s)
         self.head_since_s = now_s
 
-    def returned(self, expected_s: float) -> None:
+    def taken_back(self, expected_s: float) -> None:
         """One was taken back from it."""
+        self._rid_of(expected_s)
+        self.left += 1
+
+    def _rid_of(self, expected_s: float) -> None:
         self.outstanding -= 1
         # inf - inf is not a number
         self.load_s = self.load_s - expected_s if self.outstanding and expected_s < inf else 0.0
@@ -150,8 +159,8 @@ class Dispatcher(Generic[W]):
         return given
 
     def _fits(self, slot: Slot, work: W, now_s: float) -> bool:
-        if not slot.outstanding:
-            return True
+        if not slot.outstanding or not slot.left:
+            return slot.left > 0
         return slot.outstanding < MAX_DEPTH and slot.load_s + work.expected_s <= AHEAD_S and not slot.lags(now_s)
 
     def stale(self, now_s: float) -> list[W]:

@@ -23,7 +23,7 @@ from prefork.message import Message
 TOKEN = struct.Struct("<Q")
 # number, length of what follows; index of the task, flags, attempt, retried, max_retries; timeout_s, soft_timeout_s
 # (0: none), enqueued_ms; id; then the body
-FRAME = struct.Struct("<QIHHHHHddQ32s")
+FRAME = struct.Struct("<QIHHIIIddQ32s")
 # number, kind, length of the payload, seconds it ran, seconds of CPU, peak memory of the child in KiB
 ANSWER = struct.Struct("<QBIddI")
 
@@ -46,6 +46,7 @@ class Order:
     timeout_s: float
     soft_timeout_s: float
     expected_s: float
+    serial: int  # in the order in which this master claimed them
     flags: int = 0
 
     def frame(self, number: int) -> tuple[bytes, bytes]:
@@ -141,12 +142,15 @@ class MasterEnd:
             return []
         return [self.unanswered.pop(number) for (number,) in TOKEN.iter_unpack(tokens)]
 
-    def receive(self) -> list[Answer]:
-        """The answers that have come. Raises EOFError when there will be none any more, ValueError for garbage."""
+    def receive(self) -> list[Answer] | None:
+        """The answers that have come; None when there was nothing to read.
+
+        Raises EOFError when there will be none any more, ValueError for garbage.
+        """
         try:
             data = os.read(self.answer_r, 1 << 18)
         except BlockingIOError:
-            return []
+            return None
         if not data:
             raise EOFError
         self._answers += data
@@ -232,7 +236,17 @@ class ChildEnd:
             if number == wanted:
                 body = self._buffer[start : self._at]
                 return Given(
-                    number, task, flags, attempt, retried, retries, timeout_s, soft_s, enqueued_ms, id.decode(), body
+                    number,
+                    task,
+                    flags,
+                    attempt,
+                    retried,
+                    retries,
+                    timeout_s,
+                    soft_s,
+                    enqueued_ms,
+                    id.rstrip(b"\0").decode(),
+                    body,
                 )
 
     def _fill(self, size: int) -> bool:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from itertools import count
 
 Callback = Callable[[], None]
+LONGEST_WAIT_S = 3600.0  # the kernel counts milliseconds in 31 bits
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
@@ -127,7 +128,7 @@ class Loop:
     def _wait_s(self) -> float | None:
         while self._timers and self._timers[0][2].callback is None:
             heapq.heappop(self._timers)
-        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+        return min(LONGEST_WAIT_S, max(0.0, self._timers[0][0] - time.monotonic())) if self._timers else None
 
     def _call_due(self) -> None:
         now_s = self.turned_s = time.monotonic()

@@ -28,7 +28,7 @@ from prefork.broker.channel import Channel
 from prefork.broker.keys import Keys
 from prefork.config import Settings
 from prefork.errors import BadMessage
-from prefork.message import Message, decode
+from prefork.message import Message, State, decode
 from prefork.task import Task
 from prefork.worker import handoff
 from prefork.worker.child import Child
@@ -58,6 +58,7 @@ class Master:
         self._task_list: list[Task[..., Any]] = list(self.tasks.values())
         self._index = {task.name: number for number, task in enumerate(self._task_list)}
         self._pid = os.getpid()
+        self._claimed_count = 0
         self._down_since_s: float | None = None
 
         self.loop = loop = Loop()
@@ -154,7 +155,6 @@ class Master:
 
     def _reconcile(self) -> None:
         """After a broken connection: put back what a claim took whose reply was lost."""
-        self.claims.lost = False
         known = {order.message.id for order in self.dispatcher.ready}
         for child in self.pool.children:
             known.update(order.message.id for order in child.end.unanswered.values())
@@ -223,20 +223,20 @@ class Master:
             else:
                 orders.append(self._order(message, task))
         if self.shutdown.begun:
-            for order in reversed(orders):
-                self.settlement.put_back(order.message)
+            self.shutdown.unfinished += orders
         else:
             self.dispatcher.add(orders, time.monotonic())
 
     def _order(self, message: Message, task: Task[..., Any]) -> Order:
-        header, options, state = message.header, task.options, message.state
+        header, options, state = message.header, task.options, message.state or State()
         timeout_s = header.timeout_s or options.timeout_s or self.settings.timeout_s or 0.0
         soft_s = header.soft_timeout_s or options.soft_timeout_s or 0.0
         expected_s = self.times.expect_s(task.name)
+        retries = options.max_retries if header.max_retries is None else min(int(header.max_retries), 1000)
+        self._claimed_count += 1
         return Order(
-            message, self._index[task.name], (state.attempts if state else 0) + 1, state.retried if state else 0,
-            options.max_retries if header.max_retries is None else int(header.max_retries), timeout_s, soft_s,
-            expected_s, handoff.WILL_LAST if expected_s > TITLE_AFTER_S else 0,
+            message, self._index[task.name], state.attempts + 1, state.retried, retries, timeout_s, soft_s,
+            expected_s, self._claimed_count, handoff.WILL_LAST if expected_s > TITLE_AFTER_S else 0,
         )  # fmt: skip
 
     def _hand_out(self, now_s: float) -> None:
@@ -292,7 +292,7 @@ class Master:
                 outcome = "failed at its deadline"
                 self.settlement.timed_out(order, ran_s)
             elif child.killed_for.startswith(BECAUSE):
-                self.settlement.put_back(message)
+                self.shutdown.unfinished.append(order)
             else:
                 outcome = self.settlement.crashed(order, death.how, ran_s, death.peak_kib)
             log.log(
@@ -304,8 +304,7 @@ class Master:
             log.error("child %d (pid %d) %s, with nothing running", child.number, child.pid, death.how)
         if death.waiting and child.killed_for != FENCED:
             if self.shutdown.begun:
-                for order in reversed(death.waiting):
-                    self.settlement.put_back(order.message)
+                self.shutdown.unfinished += death.waiting
             else:
                 self.dispatcher.add_first(death.waiting, now_s)
 

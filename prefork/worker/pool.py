@@ -25,6 +25,7 @@ from prefork.worker.loop import Loop
 log = logging.getLogger("prefork")
 QUICK_DEATHS_ALLOWED = 5  # in a row without any answer between; further ones are made to wait
 LONGEST_BACKOFF_S = 30.0
+UNLIMITED = 1 << 62
 
 
 class State(enum.Enum):
@@ -45,7 +46,6 @@ class Process:
     slot: Slot = field(default_factory=Slot)
     state: State = State.BOOTING
     born_s: float = field(default_factory=time.monotonic)
-    handed: int = 0
     killed_for: str = ""  # why the master killed it
 
     @property
@@ -132,35 +132,40 @@ class Pool:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         assert master == os.getpid()
         end.forked()
-        child = Process(number, pid, end)
+        child = Process(number, pid, end, Slot(left=self._tasks_per_child or UNLIMITED))
         self.children.append(child)
-        self._loop.on_read(end.answer_r, lambda: self.read(child))
+
+        def readable() -> None:
+            self.read(child)
+
+        self._loop.on_read(end.answer_r, readable)
 
     # -- work ---------------------------------------------------------------------------------------------------
 
     def hand(self, child: Process, orders: list[Order]) -> None:
         """Give it orders; recycle it when it has had its share."""
-        child.handed += len(orders)
         if not child.end.hand(orders):
             self._loop.on_write(child.end.task_w, lambda: self._write_on(child))
-        if self._tasks_per_child and child.handed >= self._tasks_per_child:
+        if not child.slot.left:
             self.finish(child)
 
     def _write_on(self, child: Process) -> None:
         if child.end.write_on():
             self._loop.on_write(child.end.task_w, None)
 
-    def read(self, child: Process) -> None:
-        """Read what a child has answered."""
+    def read(self, child: Process) -> bool:
+        """Read what a child has answered. -> whether there was anything to read"""
         try:
             answers = child.end.receive()
         except EOFError:
             self._loop.forget(child.end.answer_r)  # it is dying, or has closed its pipe and will notice
-            return
+            return False
         except ValueError as error:
             self._loop.forget(child.end.answer_r)
             self.kill(child, f"it sent garbage: {error}")
-            return
+            return False
+        if answers is None:
+            return False
         for answer in answers:
             if answer.kind == READY:
                 child.state = State.READY if child.state is State.BOOTING else child.state
@@ -171,13 +176,13 @@ class Pool:
             else:
                 self._deaths = 0
                 self._owner.on_answer(child, answer)
+        return True
 
     def take_back(self, child: Process) -> list[Order]:
         """Take back what it has not started."""
         orders = child.end.take_back()
         for order in orders:
-            child.slot.returned(order.expected_s)
-        child.handed -= len(orders)
+            child.slot.taken_back(order.expected_s)
         return orders
 
     # -- end ----------------------------------------------------------------------------------------------------
@@ -217,10 +222,8 @@ class Pool:
                 self._bury(child, status, usage.ru_maxrss if sys.platform == "linux" else usage.ru_maxrss >> 10)
 
     def _bury(self, child: Process, status: int, peak_kib: int) -> None:
-        before = -1
-        while before != len(child.end.unanswered):
-            before = len(child.end.unanswered)
-            self.read(child)
+        while self.read(child):
+            pass
         waiting = child.end.take_back()
         running = list(child.end.unanswered.values())
         self._loop.forget(child.end.answer_r)
@@ -229,7 +232,7 @@ class Pool:
         child.end.close()
         self.children.remove(child)
         wanted = child.state is State.FINISHING and not running and not child.killed_for
-        if not wanted:
+        if not wanted and (not child.killed_for or child.state is State.BOOTING):
             self._deaths += 1
         self._owner.on_death(Death(child, _how(status, child.killed_for), wanted, running, waiting, peak_kib))
         self.fill()

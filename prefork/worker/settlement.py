@@ -93,7 +93,9 @@ class Settlement:
         if answer.kind == handoff.DONE and not ttl_ms:
             outbox.plain.append(message.id)
             return
-        result, elsewhere = answer.payload, []
+        result = answer.payload
+        here: list[verbs.Entry] = []
+        elsewhere: list[verbs.Entry] = []
         if answer.kind == handoff.DONE_WITH_FOLLOW_UPS:
             follow_ups, result = answer.payload.split(b"\n", 1)
             entries = [
@@ -101,11 +103,11 @@ class Settlement:
                 for queue, id, priority, at, payload in orjson.loads(follow_ups)
             ]
             elsewhere = [entry for entry in entries if entry.queue != message.queue]
-            for entry in entries:
-                if entry.queue == message.queue:
-                    outbox.records.append((message.id, ("follow", message.id, *entry.arguments())))
+            here = [entry for entry in entries if entry.queue == message.queue]
+        follow = [word for entry in here for word in ("follow", message.id, *entry.arguments())]
         record = self._success(message, answer.ran_s, result) if ttl_ms else b""
-        done = message.id, ("done", message.id, ttl_ms, record)
+        # One record, so that no batch can part the follow-ups from the acknowledgement.
+        done = message.id, (*follow, "done", message.id, ttl_ms, record)
         if elsewhere:
             self._after_follow_ups(elsewhere, outbox, done, channel)
         else:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import enum
 import logging
-import time
 from typing import Any
 
 from prefork.broker import verbs
@@ -25,7 +24,8 @@ from prefork.worker.pool import Pool
 from prefork.worker.settlement import Settlement
 
 log = logging.getLogger("prefork")
-LAST_WORDS_S = 0.9  # after the children have ended: for the broker to take the last outcomes
+UNKILLABLE_S = 0.3  # after a kill: more than any child needs that the kernel lets die
+LAST_WORDS_S = 0.6  # after the children have ended: for the broker to take the last outcomes
 BECAUSE = "shutdown"  # the reason of a kill begins so
 
 
@@ -56,7 +56,7 @@ class Shutdown:
         self._loop, self._pool, self._dispatcher, self._settlement = loop, pool, dispatcher, settlement
         self._claims, self._lease, self._channel, self._blocker = claims, lease, channel, blocker
         self._limit_s = limit_s
-        self._exit_at_s = float("inf")
+        self.unfinished: list[Order] = []  # what goes back to its queue, not charged
         self.phase = Phase.RUNNING
 
     @property
@@ -72,21 +72,17 @@ class Shutdown:
         self._claims.close()
         self._blocker.close()
         self._pool.growing = False
-        unstarted = list(self._dispatcher.ready)
+        self.unfinished += self._dispatcher.ready
         self._dispatcher.ready.clear()
         for child in list(self._pool.children):
-            unstarted += self._pool.take_back(child)
+            self.unfinished += self._pool.take_back(child)
             self._pool.finish(child)
-        # Each goes to the front, so that the last one to go there is the first to be claimed again.
-        for order in reversed(unstarted):
-            self._settlement.put_back(order.message)
         busy = sum(1 for child in self._pool.children if child.end.unanswered)
-        back = f", {len(unstarted)} that had not started go back to their queues" if unstarted else ""
+        back = f", {len(self.unfinished)} that had not started go back to their queues" if self.unfinished else ""
         log.info("stopping (%s): %d tasks are running%s", why, busy, back)
-        self._exit_at_s = time.monotonic() + self._limit_s + LAST_WORDS_S
-        self._loop.call_later(
-            self._limit_s, lambda: self._kill_all(f"{BECAUSE}_timeout of {self._limit_s:g} s is over")
-        )
+        self._put_back()
+        over = f"{BECAUSE}_timeout of {self._limit_s:g} s is over"
+        self._loop.call_later(self._limit_s, lambda: self._kill_all(over))
 
     def interrupt(self) -> None:
         """A first INT drains, a second one stops at once."""
@@ -98,19 +94,34 @@ class Shutdown:
     def now(self, why: str) -> None:
         """Kill what runs and put it back; do not wait."""
         self.drain(why)
-        self._exit_at_s = min(self._exit_at_s, time.monotonic() + LAST_WORDS_S)
         self._kill_all(f"{BECAUSE} at once ({why})")
 
     def _kill_all(self, why: str) -> None:
-        for child in list(self._pool.children):
-            self._pool.kill(child, why)
+        if self.phase is Phase.DRAINING:
+            for child in list(self._pool.children):
+                self._pool.kill(child, why)
+            self._loop.call_later(UNKILLABLE_S, self._begin_to_leave)
+
+    def _put_back(self) -> None:
+        """Each goes to the front, so that the first to be claimed again has to go there last."""
+        for order in sorted(self.unfinished, key=lambda order: order.serial, reverse=True):
+            self._settlement.put_back(order.message)
+        self.unfinished.clear()
+
+    def _begin_to_leave(self) -> None:
+        if self.phase is not Phase.DRAINING:
+            return
+        self.phase = Phase.LEAVING
+        for child in self._pool.children:
+            log.error("child %d (pid %d) does not die, the kernel holds it; it is left behind", child.number, child.pid)
+            self.unfinished += child.end.unanswered.values()
+        self._put_back()
+        self._loop.call_later(LAST_WORDS_S, self._give_up)
 
     def turn(self) -> None:
         """Once a turn of the loop: go on to the next step when this one is done."""
         if self.phase is Phase.DRAINING and not self._pool.children:
-            self.phase = Phase.LEAVING
-            self._exit_at_s = min(self._exit_at_s, time.monotonic() + LAST_WORDS_S)
-            self._loop.call_later(max(0.05, self._exit_at_s - time.monotonic()), self._give_up)
+            self._begin_to_leave()
         if self.phase is Phase.LEAVING and self._channel.ready and self._settlement.is_empty:
             self.phase = Phase.LEFT
             self._give_up_leases()
