@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
+
+TEN_YEARS_S = 3650 * 86_400
 
 
 class PreforkError(Exception):
@@ -97,12 +100,17 @@ class ChildDied(PreforkError):
 class Retry(PreforkError):
     """Raise in a task to ask for another run.
 
-    `delay`: seconds until then (default: the task's `retry_delay`); `counted`: whether it uses up one of the task's
-    `max_retries`. With none left, a counted Retry makes a dead letter.
+    `delay`: seconds or a timedelta until then (default: the task's `retry_delay`); `counted`: whether it uses up one of
+    the task's `max_retries`. With none left, a counted Retry makes a dead letter. Raises InvalidOption.
     """
 
-    def __init__(self, reason: str = "", *, delay: float | None = None, counted: bool = True) -> None:
-        self.reason, self.delay, self.counted = reason, delay, counted
+    def __init__(self, reason: str = "", *, delay: float | timedelta | None = None, counted: bool = True) -> None:
+        seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
+        if seconds is not None and not (isinstance(seconds, int | float) and 0 <= seconds <= TEN_YEARS_S):
+            raise InvalidOption(f"Retry(delay={delay!r}): give seconds or a timedelta, from 0 to 10 years")
+        if not isinstance(counted, bool):
+            raise InvalidOption(f"Retry(counted={counted!r}): give True or False")
+        self.reason, self.delay_s, self.counted = reason, seconds, counted
         super().__init__(reason or "the task asked for another run")
 
 

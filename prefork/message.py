@@ -103,12 +103,13 @@ class State:
 
     @classmethod
     def decode(cls, raw: bytes | None) -> State:
-        """From JSON. Damaged state counts as none: it must not keep a message from running."""
+        """From JSON. What is damaged counts as absent: it must not keep a message from running."""
         try:
             fields = orjson.loads(raw) if raw else {}
-            return cls(**{name: value for name, value in fields.items() if name in STATE_FIELDS})
-        except (ValueError, TypeError, AttributeError):
+        except ValueError:
             return cls()
+        known = fields.items() if isinstance(fields, dict) else ()
+        return cls(**{name: value for name, value in known if name in STATE_FIELDS and _fits(name, value)})
 
     def add_error(self, error: dict[str, Any]) -> None:
         """Keep an attempt's error: the first one and the latest ones, as many as MAX_ERRORS_KEPT."""
@@ -118,6 +119,16 @@ class State:
 
 
 STATE_FIELDS = tuple(State.__dataclass_fields__)
+
+
+def _fits(name: str, value: Any) -> bool:
+    if name == "progress":
+        return isinstance(value, list) and len(value) == 3
+    if name in ("errors", "workers"):
+        kind = dict if name == "errors" else str
+        return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+    limit = LATEST_MS if name.endswith("_ms") else 1 << 31
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < limit
 
 
 @dataclass(slots=True)
@@ -133,8 +144,12 @@ class Message:
     state: State | None = None
 
 
-def decode(id: str, queue: str, raw: bytes, state: bytes | None = None) -> Message:
-    """Decode a value of the broker. Raises BadMessage, saying what is wrong with it."""
+def decode(raw_id: bytes, queue: str, raw: bytes, state: bytes | None = None) -> Message:
+    """Decode an id and a value of the broker. Raises BadMessage, saying what is wrong with them."""
+    try:
+        id = raw_id.decode()
+    except UnicodeDecodeError:
+        raise BadMessage(f"a message in queue {queue} has the id {raw_id!r}, which is no text") from None
     try:
         version, enqueued_ms, priority, rest = raw.split(b" ", 3)
         header, body = rest.split(b"\n", 1)

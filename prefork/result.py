@@ -193,7 +193,7 @@ class TaskResult(Generic[R_co]):
     def _take_state(self, raw: bytes, state: bytes | None) -> None:
         self._known = orjson.loads(state) if state else {}
         try:
-            decoded = message.decode(self.id, self.queue_name, raw)
+            decoded = message.decode(self.id.encode(), self.queue_name, raw)
         except BadMessage:
             return
         self.task_name, self._enqueued_ms = decoded.header.task, decoded.enqueued_ms

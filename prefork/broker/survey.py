@@ -82,7 +82,7 @@ def task(client: Client, id: str) -> dict[str, Any]:
 def _of_message(id: str, queue: str, raw: bytes, state: State) -> dict[str, Any]:
     happened = _with_times({name: value for name, value in asdict(state).items() if value and name != "due_ms"})
     try:
-        message = decode(id, queue, raw)
+        message = decode(id.encode(), queue, raw)
         args, kwargs = orjson.loads(message.body)
     except (BadMessage, ValueError) as error:
         return {"unreadable": str(error), "raw": raw[:2000].decode("utf-8", "replace"), **happened}
@@ -104,8 +104,8 @@ def _with_times(known: dict[str, Any]) -> dict[str, Any]:
 def _ready_ms(queue: str, id: bytes, raw: bytes | None, state: bytes | None, *, now_ms: int) -> int:
     """Since when a message has been waiting to be claimed."""
     try:
-        message = decode(id.decode(), queue, raw or b"")
-    except (BadMessage, UnicodeDecodeError):
+        message = decode(id, queue, raw or b"")
+    except BadMessage:
         return now_ms
     header = message.header
     asked_ms = header.due_ms or message.enqueued_ms + round((header.delay_s or 0) * 1000)

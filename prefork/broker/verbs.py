@@ -86,7 +86,7 @@ def settle(
     return Call("settle", keys, (*head, *plain, *records))
 
 
-def restore(k: Keys, worker: str, mode: str, kept: Iterable[str] = ()) -> Call:
+def restore(k: Keys, worker: str, mode: str, kept: Iterable[str | bytes] = ()) -> Call:
     """Put back what a worker holds. `mode`: gone, expired or keep. -> how many, or -1 if its lease has not ended"""
     return Call("restore", (k.leases, k.active(worker), k.messages, k.pending, k.ranked, k.wake), (worker, mode, *kept))
 

@@ -16,12 +16,12 @@ import resource
 import signal
 import sys
 import threading
-import time
 import traceback
 import types
 from collections.abc import Coroutine, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from time import monotonic, perf_counter, sleep
 from typing import Any, NoReturn
 
 import orjson
@@ -91,16 +91,17 @@ class Child:
         self._running.task, self._running.id = task.name, given.id
         if given.flags & handoff.WILL_LAST:
             setproctitle(f"{self._title}: {task.name} {given.id}")
-        begun_s = time.perf_counter()
+        begun_s = perf_counter()
         try:
             kind, payload = self._attempt(task, given)
         except BaseException as error:  # what a failing task left over, such as a signal that came late
             kind, payload = handoff.FAILED, self._failure(task, given, error)
-        ran_s = time.perf_counter() - begun_s
+        ran_s = perf_counter() - begun_s
         usage = resource.getrusage(resource.RUSAGE_SELF)
         cpu_s, self._cpu_s = usage.ru_utime + usage.ru_stime - self._cpu_s, usage.ru_utime + usage.ru_stime
         if os.getpid() != self._pid:  # the task has forked, and this copy has returned from it too
             os._exit(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)  # one that the task has set would end the next one
         for printed in self._prints:
             printed.finish()
         self._running.task = ""
@@ -113,7 +114,7 @@ class Child:
             args, kwargs = orjson.loads(given.body)
             if not (isinstance(args, list) and isinstance(kwargs, dict)):
                 raise ValueError("the body is not [args, kwargs]")
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             bad = BadMessage(f"message {given.id} for {task.name} has a damaged body: {error}")
             return handoff.FAILED, _encode({"error": _error(bad), "dead": True})
         context = None
@@ -148,7 +149,7 @@ class Child:
 
         def report(done: float, total: float | None, text: str) -> None:
             nonlocal said_s
-            now_s = time.monotonic()
+            now_s = monotonic()
             if now_s - said_s >= PROGRESS_EVERY_S or done == total:
                 said_s = now_s
                 self._end.answer(given.number, handoff.PROGRESS, _encode([done, total, _clean(str(text), 200)]))
@@ -165,13 +166,13 @@ class Child:
         if isinstance(error, (Dead, *options.dont_retry_on)):
             verdict["dead"] = True
         elif isinstance(error, Retry):
-            verdict |= {"delay_s": error.delay, "counted": error.counted, "asked": True}
+            verdict |= {"delay_s": error.delay_s, "counted": error.counted, "asked": True}
         elif options.retry_on != (Exception,) and not isinstance(error, options.retry_on):
             verdict["dead"] = True
         if not verdict.get("dead") and verdict.get("delay_s") is None:
             try:
                 verdict["delay_s"] = retry_delay_s(options.retry_delay, given.retried)
-            except Exception as fault:
+            except BaseException as fault:
                 log.warning("retry_delay of %s failed (%r); the default holds", task.name, fault)
                 verdict["delay_s"] = default_retry_delay(given.retried)
         return _encode(verdict)
@@ -202,7 +203,7 @@ def cut_loose(master: int) -> None:
 def _end_with(master: int) -> None:
     """Where the kernel has no signal for a parent's death: look for it."""
     while os.getppid() == master:
-        time.sleep(0.25)
+        sleep(0.25)
     os.killpg(0, signal.SIGKILL)
 
 
@@ -214,7 +215,8 @@ def _soft_timeout(soft_s: float) -> Generator[None, None, None]:
         if armed:
             raise SoftTimeout(f"still running after {soft_s:g} s")
 
-    signal.signal(signal.SIGALRM, fire)  # each time: a task may have put its own there
+    signal.signal(signal.SIGALRM, fire)  # each time: a task may have put its own there, or blocked it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     signal.setitimer(signal.ITIMER_REAL, soft_s)
     try:
         yield
@@ -280,7 +282,7 @@ def _error(error: BaseException) -> dict[str, str]:
     except BaseException:
         trace = ""
     return {
-        "class": _clean(f"{kind.__module__.replace('prefork.errors', 'prefork')}.{kind.__qualname__}", 300),
+        "class": _clean(f"{kind.__module__}.{kind.__qualname__}".replace("prefork.errors.", "prefork."), 300),
         "message": _clean(text, 2000),
         "traceback": _clean(trace, MAX_ERROR_TEXT),
     }

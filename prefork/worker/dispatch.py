@@ -26,6 +26,7 @@ class Expected(Protocol):
     """What is dispatched."""
 
     expected_s: float
+    serial: int  # in the order in which it was claimed
 
 
 W = TypeVar("W", bound=Expected)
@@ -108,17 +109,14 @@ class Dispatcher(Generic[W]):
         self.slots: list[Slot] = list(slots)
         self.ready_since_s = 0.0
 
-    def add(self, work: Iterable[W], now_s: float) -> None:
-        """What was claimed, in its order."""
+    def add(self, work: list[W], now_s: float) -> None:
+        """What was claimed, or taken back from a child: in the order in which it was claimed."""
         if not self.ready:
             self.ready_since_s = now_s
+        behind = not self.ready or not work or self.ready[-1].serial < work[0].serial
         self.ready.extend(work)
-
-    def add_first(self, work: list[W], now_s: float) -> None:
-        """What was taken back from a child, before what was claimed after it."""
-        if not self.ready:
-            self.ready_since_s = now_s
-        self.ready.extendleft(reversed(work))
+        if not behind:
+            self.ready = deque(sorted(self.ready, key=_serial))
 
     def wanted(self, mix_s: float, now_s: float) -> int:
         """How many messages to claim now."""
@@ -174,6 +172,10 @@ class Dispatcher(Generic[W]):
     def waits(self) -> bool:
         """Whether anything is waiting, here or behind another in a child."""
         return bool(self.ready) or any(slot.outstanding > 1 for slot in self.slots)
+
+
+def _serial(work: Expected) -> int:
+    return work.serial
 
 
 def _outstanding(slot: Slot) -> int:

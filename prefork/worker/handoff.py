@@ -15,6 +15,7 @@ import contextlib
 import os
 import select
 import struct
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -210,6 +211,7 @@ class ChildEnd:
         self._poll = select.poll()
         self._poll.register(token_r, select.POLLIN)
         self._buffer, self._at = b"", 0
+        self._writing = threading.Lock()  # a thread that a task has left behind may still report its progress
 
     def next(self) -> Given | None:
         """Wait for the next message that may be started, and start it; None when the master has no more, or is gone."""
@@ -268,6 +270,7 @@ class ChildEnd:
     ) -> None:
         """Say what became of a message. Raises OSError when the master can't be told."""
         data = ANSWER.pack(number, kind, len(payload), ran_s, cpu_s, peak_kib) + payload
-        written = os.write(self._answer_w, data)
-        while written < len(data):
-            written += os.write(self._answer_w, memoryview(data)[written:])
+        with self._writing:
+            written = os.write(self._answer_w, data)
+            while written < len(data):
+                written += os.write(self._answer_w, memoryview(data)[written:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -12,6 +13,9 @@ from typing import Any, TextIO
 import orjson
 
 log = logging.getLogger("prefork")
+
+
+LONGEST_REST = 4096  # writes without a newline that are kept before they are logged as they are
 
 
 class Running:
@@ -63,41 +67,46 @@ class Handler(logging.Handler):
         return logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
 
 
-class Printed:
+class Printed(io.TextIOBase):
     """Stands for `sys.stdout` and `sys.stderr` in a child: what a task prints becomes lines of the log."""
 
-    encoding, errors = "utf-8", "backslashreplace"
+    encoding, errors, mode, line_buffering = "utf-8", "backslashreplace", "w", True
 
     def __init__(self, level: int, descriptor: int) -> None:
         self._level, self._descriptor = level, descriptor
+        self.name = "<stdout>" if descriptor == 1 else "<stderr>"
         self._logger = logging.getLogger("prefork.print")
-        self._parts = threading.local()
+        self._rests: dict[int, list[str]] = {}  # by thread
 
     def write(self, text: str) -> int:
         """Log the lines that are complete; keep the rest, for each thread its own."""
-        *lines, rest = (getattr(self._parts, "rest", "") + text).split("\n")
-        for line in lines:
+        rest = self._rests.setdefault(threading.get_ident(), [])
+        if "\n" not in text and len(rest) < LONGEST_REST:
+            rest.append(text)
+            return len(text)
+        *lines, left = ("".join(rest) + text).split("\n")
+        rest[:] = [left] if lines else []
+        for line in lines or [left]:
             if line.strip():
                 self._logger.log(self._level, "%s", line)
-        self._parts.rest = rest
         return len(text)
-
-    def writelines(self, lines: list[str]) -> None:
-        """As for a file."""
-        for line in lines:
-            self.write(line)
-
-    def flush(self) -> None:
-        """Lines are written as they are completed."""
 
     def finish(self) -> None:
         """Log what was printed without a newline at its end."""
-        if getattr(self._parts, "rest", ""):
-            self.write("\n")
+        for rest in self._rests.values() if self._rests else ():
+            if any(rest):
+                self._logger.log(self._level, "%s", "".join(rest))
+        self._rests.clear()
 
-    def isatty(self) -> bool:
-        """Never a terminal."""
-        return False
+    def writable(self) -> bool:
+        """As for a file."""
+        return True
+
+    def close(self) -> None:
+        """Stays open, for the tasks that follow."""
+
+    def reconfigure(self, **_: object) -> None:
+        """As for a file; it stays as it is."""
 
     def fileno(self) -> int:
         """The descriptor beneath, for subprocesses: what they print goes to the log as it is."""

@@ -74,8 +74,9 @@ class Master:
         self.channel = Channel(loop, url, f"prefork-{self._pid}", self._up, self._down)
         self.blocker = Channel(loop, url, f"prefork-{self._pid}-wait", self._blocker_up, lambda said: None)
         self.settlement = Settlement(
-            self.tasks, self.clock.now_ms, dead_max=settings.dead_max, dead_ttl_s=settings.dead_ttl_s,
-            max_crashes=settings.max_crashes, fenced=self._fenced, later=loop.call_later,
+            self.tasks, self.clock.now_ms, prefix=app.prefix, dead_max=settings.dead_max,
+            dead_ttl_s=settings.dead_ttl_s, max_crashes=settings.max_crashes, fenced=self._fenced,
+            later=loop.call_later,
         )  # fmt: skip
         names, weights = settings.queues.names, settings.queues.weights
         queues = [Queue(Keys(app.prefix, name), weight) for name, weight in zip(names, weights or [1] * len(names))]  # noqa: B905
@@ -209,11 +210,10 @@ class Master:
         orders = []
         now_ms = self.clock.now_ms()
         for raw_id, raw, state in zip(ids, messages, states, strict=True):
-            id = raw_id.decode("utf-8", "replace")
             try:
-                message = decode(id, queue, raw, state)
+                message = decode(raw_id, queue, raw, state)
             except BadMessage as error:
-                self.settlement.bad(id, queue, str(error))
+                self.settlement.bad(raw_id, queue, str(error))
                 continue
             task = self.tasks.get(message.header.task)
             if task is None:
@@ -223,7 +223,7 @@ class Master:
             else:
                 orders.append(self._order(message, task))
         if self.shutdown.begun:
-            self.shutdown.unfinished += orders
+            self.shutdown.unstarted += orders
         else:
             self.dispatcher.add(orders, time.monotonic())
 
@@ -257,9 +257,8 @@ class Master:
         now_s = time.monotonic()
         for child in self.pool.children:
             if child.slot.outstanding > 1 and child.slot.lags(now_s):
-                self.dispatcher.add_first(self.pool.take_back(child), now_s)
-        for order in self.dispatcher.stale(now_s):
-            self.settlement.put_back(order.message)
+                self.dispatcher.add(self.pool.take_back(child), now_s)
+        self.settlement.put_back(self.dispatcher.stale(now_s))
 
     def on_answer(self, child: Process, answer: Answer) -> None:
         """A child has answered, or said how far it is."""
@@ -292,7 +291,7 @@ class Master:
                 outcome = "failed at its deadline"
                 self.settlement.timed_out(order, ran_s)
             elif child.killed_for.startswith(BECAUSE):
-                self.shutdown.unfinished.append(order)
+                self.shutdown.killed.append(order)
             else:
                 outcome = self.settlement.crashed(order, death.how, ran_s, death.peak_kib)
             log.log(
@@ -304,9 +303,9 @@ class Master:
             log.error("child %d (pid %d) %s, with nothing running", child.number, child.pid, death.how)
         if death.waiting and child.killed_for != FENCED:
             if self.shutdown.begun:
-                self.shutdown.unfinished += death.waiting
+                self.shutdown.unstarted += death.waiting
             else:
-                self.dispatcher.add_first(death.waiting, now_s)
+                self.dispatcher.add(death.waiting, now_s)
 
     def _nothing_left(self) -> bool:
         busy = self.dispatcher.ready or any(child.end.unanswered for child in self.pool.children)

@@ -23,7 +23,8 @@ from prefork.worker.handoff import BOOT_FAILED, READY, Answer, ChildEnd, MasterE
 from prefork.worker.loop import Loop
 
 log = logging.getLogger("prefork")
-QUICK_DEATHS_ALLOWED = 5  # in a row without any answer between; further ones are made to wait
+QUICK_DEATHS_ALLOWED = 5  # in a row, with nothing running; further ones are made to wait
+SETTLED_S = 1.0  # a child that lives so long after its start is not part of a crash loop
 LONGEST_BACKOFF_S = 30.0
 UNLIMITED = 1 << 62
 
@@ -103,7 +104,7 @@ class Pool:
     def _back_off(self) -> None:
         pause_s = min(LONGEST_BACKOFF_S, 0.1 * 2 ** (self._deaths - QUICK_DEATHS_ALLOWED))
         self._backing_off = True
-        log.warning("%d children died in a row with nothing done; the next one starts in %.1f s", self._deaths, pause_s)
+        log.warning("%d children died in a row with no task; the next one starts in %.1f s", self._deaths, pause_s)
 
         def again() -> None:
             self._backing_off = False
@@ -170,13 +171,21 @@ class Pool:
             if answer.kind == READY:
                 child.state = State.READY if child.state is State.BOOTING else child.state
                 child.slot.open = child.state is State.READY
+                if self._deaths:
+                    self._loop.call_later(SETTLED_S, lambda: self._trust_again(child))
             elif answer.kind == BOOT_FAILED:
                 child.killed_for = "on_child_start failed"
                 log.error("child %d could not start: %s", child.number, _boot_error(answer.payload))
             else:
-                self._deaths = 0
+                self._trust_again(child)
                 self._owner.on_answer(child, answer)
         return True
+
+    def _trust_again(self, child: Process) -> None:
+        """A child works: others will too."""
+        if self._deaths and child in self.children:
+            self._deaths = 0
+            self.fill()
 
     def take_back(self, child: Process) -> list[Order]:
         """Take back what it has not started."""
@@ -232,7 +241,8 @@ class Pool:
         child.end.close()
         self.children.remove(child)
         wanted = child.state is State.FINISHING and not running and not child.killed_for
-        if not wanted and (not child.killed_for or child.state is State.BOOTING):
+        # A death amid a task is that task's doing, and `max_crashes` bounds it.
+        if not wanted and not running and (not child.killed_for or child.state is State.BOOTING):
             self._deaths += 1
         self._owner.on_death(Death(child, _how(status, child.killed_for), wanted, running, waiting, peak_kib))
         self.fill()

@@ -18,7 +18,7 @@ import orjson
 
 from prefork.broker import verbs
 from prefork.broker.channel import Channel, Lost
-from prefork.broker.keys import Keys
+from prefork.broker.keys import Keys, queues_key
 from prefork.message import Message, State
 from prefork.options import DAY_S
 from prefork.retry import default_retry_delay, unknown_task_delay_s
@@ -39,16 +39,16 @@ class Outbox:
 
     keys: Keys
     plain: list[str] = field(default_factory=list)  # done, no result kept: the usual and the cheapest
-    records: list[tuple[str, Record]] = field(default_factory=list)  # (id, record)
+    records: list[tuple[str | bytes, Record]] = field(default_factory=list)  # (id, record)
     sent_plain: list[str] = field(default_factory=list)
-    sent_records: list[tuple[str, Record]] = field(default_factory=list)
+    sent_records: list[tuple[str | bytes, Record]] = field(default_factory=list)
     held_back: set[str] = field(default_factory=set)  # ids whose follow-ups are on their way to another queue
     in_flight: bool = False
 
-    def ids(self) -> set[str]:
+    def ids(self) -> set[str | bytes]:
         """The messages that are decided, and not known to be settled."""
         decided = {id for id, _ in self.records + self.sent_records}
-        return decided | set(self.plain) | set(self.sent_plain) | self.held_back
+        return decided.union(self.plain, self.sent_plain, self.held_back)
 
     def __bool__(self) -> bool:
         return bool(self.plain or self.records or self.in_flight or self.held_back)
@@ -62,6 +62,7 @@ class Settlement:
         tasks: Mapping[str, Task[..., Any]],
         now_ms: Callable[[], int],
         *,
+        prefix: str,
         dead_max: int,
         dead_ttl_s: float,
         max_crashes: int,
@@ -72,6 +73,7 @@ class Settlement:
         self._dead_max, self._dead_ttl_ms, self._max_crashes = dead_max, round(dead_ttl_s * 1000), max_crashes
         self.outboxes: dict[str, Outbox] = {}
         self.worker = ""
+        self._prefix, self._announced = prefix, set[str]()
         self._unsent_follow_ups: list[Callable[[], None]] = []
         self._pausing = False
 
@@ -121,8 +123,11 @@ class Settlement:
         waiting = {entry.queue for entry in entries}
 
         def send(queue: str) -> None:
+            if queue not in self._announced:  # so that it is found by `prefork queues` and `app.result`
+                channel.send_words(("SADD", queues_key(self._prefix), queue), lambda reply: None)
+                self._announced.add(queue)
             some = [entry for entry in entries if entry.queue == queue]
-            channel.send(verbs.enqueue(Keys(self._prefix(outbox), queue), some), lambda reply: arrived(queue, reply))
+            channel.send(verbs.enqueue(Keys(self._prefix, queue), some), lambda reply: arrived(queue, reply))
 
         def arrived(queue: str, reply: Any) -> None:
             if done[0] not in outbox.held_back:
@@ -139,9 +144,6 @@ class Settlement:
 
         for queue in sorted(waiting):
             send(queue)
-
-    def _prefix(self, outbox: Outbox) -> str:
-        return outbox.keys.messages.partition(":{")[0]
 
     def _failed(self, order: Order, verdict: dict[str, Any], ran_s: float) -> None:
         message, error = order.message, verdict["error"]
@@ -183,7 +185,7 @@ class Settlement:
         if state.crashes >= self._max_crashes:
             self._dead(message, state, f"took its child down {state.crashes} times, last: {said}", "")
             return "a dead letter now"
-        self.put_back(message, state)
+        self._back(message, state.encode())
         return f"back to queue {message.queue}"
 
     def unknown(self, message: Message) -> None:
@@ -200,7 +202,7 @@ class Settlement:
             self._retry(message, state, delay_s, failed=False)
             log.error("%s: %s; tried again in %g s", message.id, said, delay_s)
 
-    def bad(self, id: str, queue: str, said: str) -> None:
+    def bad(self, id: bytes, queue: str, said: str) -> None:
         """It can't be decoded: a dead letter, as it is."""
         state = State()
         state.add_error(_error("BadMessage", said))
@@ -215,10 +217,15 @@ class Settlement:
         self.outboxes[message.queue].records.append((message.id, drop))
         log.info("%s %s expired before it started", message.header.task, message.id)
 
-    def put_back(self, message: Message, state: State | None = None) -> None:
-        """To the front of its queue; not charged, unless `state` says so."""
-        back = ("back", message.id, state.encode() if state else b"")
-        self.outboxes[message.queue].records.append((message.id, back))
+    def put_back(self, orders: list[Order]) -> None:
+        """To the front of their queues, not charged, in the order in which they were claimed. Empties the list."""
+        # Each goes to the front, so that the first to be claimed again has to go there last.
+        for order in sorted(orders, key=lambda order: order.serial, reverse=True):
+            self._back(order.message, b"")
+        orders.clear()
+
+    def _back(self, message: Message, state: bytes) -> None:
+        self.outboxes[message.queue].records.append((message.id, ("back", message.id, state)))
 
     def progress(self, message: Message, said: list[Any]) -> None:
         """What a running task says of itself."""

@@ -56,7 +56,8 @@ class Shutdown:
         self._loop, self._pool, self._dispatcher, self._settlement = loop, pool, dispatcher, settlement
         self._claims, self._lease, self._channel, self._blocker = claims, lease, channel, blocker
         self._limit_s = limit_s
-        self.unfinished: list[Order] = []  # what goes back to its queue, not charged
+        self.unstarted: list[Order] = []  # what goes back to its queue at once
+        self.killed: list[Order] = []  # what goes back there when its child has ended
         self.phase = Phase.RUNNING
 
     @property
@@ -72,15 +73,14 @@ class Shutdown:
         self._claims.close()
         self._blocker.close()
         self._pool.growing = False
-        self.unfinished += self._dispatcher.ready
+        self.unstarted += self._dispatcher.ready
         self._dispatcher.ready.clear()
         for child in list(self._pool.children):
-            self.unfinished += self._pool.take_back(child)
+            self.unstarted += self._pool.take_back(child)
             self._pool.finish(child)
         busy = sum(1 for child in self._pool.children if child.end.unanswered)
-        back = f", {len(self.unfinished)} that had not started go back to their queues" if self.unfinished else ""
+        back = f", {len(self.unstarted)} that had not started go back to their queues" if self.unstarted else ""
         log.info("stopping (%s): %d tasks are running%s", why, busy, back)
-        self._put_back()
         over = f"{BECAUSE}_timeout of {self._limit_s:g} s is over"
         self._loop.call_later(self._limit_s, lambda: self._kill_all(over))
 
@@ -102,24 +102,22 @@ class Shutdown:
                 self._pool.kill(child, why)
             self._loop.call_later(UNKILLABLE_S, self._begin_to_leave)
 
-    def _put_back(self) -> None:
-        """Each goes to the front, so that the first to be claimed again has to go there last."""
-        for order in sorted(self.unfinished, key=lambda order: order.serial, reverse=True):
-            self._settlement.put_back(order.message)
-        self.unfinished.clear()
-
     def _begin_to_leave(self) -> None:
         if self.phase is not Phase.DRAINING:
             return
         self.phase = Phase.LEAVING
         for child in self._pool.children:
             log.error("child %d (pid %d) does not die, the kernel holds it; it is left behind", child.number, child.pid)
-            self.unfinished += child.end.unanswered.values()
-        self._put_back()
+            self.killed += child.end.unanswered.values()
+        # Those that ran were claimed before those that had not started, and are to be first in line again.
+        self._settlement.put_back(self.unstarted)
+        self._settlement.put_back(self.killed)
         self._loop.call_later(LAST_WORDS_S, self._give_up)
 
     def turn(self) -> None:
         """Once a turn of the loop: go on to the next step when this one is done."""
+        if self.unstarted and not self._claims.in_flight:  # else more of them are on their way, to go behind these
+            self._settlement.put_back(self.unstarted)
         if self.phase is Phase.DRAINING and not self._pool.children:
             self._begin_to_leave()
         if self.phase is Phase.LEAVING and self._channel.ready and self._settlement.is_empty:
