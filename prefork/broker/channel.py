@@ -89,7 +89,7 @@ class Channel:
 
     def connect(self) -> None:
         """Begin to connect."""
-        self._timer = None
+        self._drop()
         try:
             self._address = address.resolve(self._url)
             self._open(self._address)
@@ -160,6 +160,8 @@ class Channel:
             self._break(reply)
 
     def _welcome(self, reply: Any) -> None:
+        if isinstance(reply, Lost):
+            return None
         if isinstance(reply, Exception):
             return self._break(reply)
         self._cancel_timer()
@@ -263,6 +265,7 @@ class Channel:
         said = str(error) if isinstance(error, BrokerError) else str(trouble.explain(error, shown))
         self._pause_s = min(LONGEST_PAUSE_S, self._pause_s * 2 or 0.02)
         if not self._closed:
+            self._cancel_timer()
             self._timer = self._loop.call_later(self._pause_s * random.uniform(0.5, 1), self.connect)
         self._down(said)
 

@@ -6,6 +6,9 @@
 if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
   return redis.error_reply('FENCED the lease of ' .. ARGV[1] .. ' is gone')
 end
+-- A server that is out of memory refuses what needs more, unless the script has written before: what has ended must be
+-- able to end, so that memory gets free.
+redis.call('ZREM', KEYS[1], '')
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 

@@ -9,6 +9,9 @@ if ARGV[2] == 'expired' then
   local ends = redis.call('ZSCORE', KEYS[1], ARGV[1])
   if ends and tonumber(ends) > time[1] * 1000 + math.floor(time[2] / 1000) then return -1 end
 end
+-- A server that is out of memory refuses what needs more, unless the script has written before: what has ended must be
+-- able to end, so that memory gets free.
+redis.call('ZREM', KEYS[1], '')
 local kept = {}
 if ARGV[2] == 'keep' then
   for i = 3, #ARGV do kept[ARGV[i]] = true end
