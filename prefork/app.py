@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import sys
 from collections.abc import Callable, Coroutine, Iterable
@@ -161,6 +162,8 @@ class Prefork:
 
     def on_child_start(self, hook: Hook) -> Hook:
         """Decorate a function that each child calls before its first task, to open connections of its own."""
+        if inspect.iscoroutinefunction(hook):
+            raise InvalidOption("on_child_start takes a plain function, not an async def; use asyncio.run within it")
         self.child_start_hooks.append(hook)
         return hook
 

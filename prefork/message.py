@@ -14,6 +14,7 @@ master reads the header and passes the body on as bytes, and a message that nobo
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from dataclasses import dataclass, field
@@ -228,18 +229,23 @@ JSON_TYPES = "str, int (64 bit), float, bool, None, list, tuple, dict with str k
 
 def _not_json_in(value: Any, depth: int = 0) -> tuple[str, str] | None:
     """Where in a value the first thing is that JSON can't carry, and what it is; None if there is none."""
-    if isinstance(value, float):
+    if type(value) is float:
         return ("", f"{value}, a float that JSON has no form for") if value - value != 0 else None
     if depth > 250:
         return "", "nested too deeply"
     if isinstance(value, dict):
         for key, item in value.items():
-            if not isinstance(key, str):
+            if type(key) is not str:
                 return "", f"a dict with the {type(key).__qualname__} {key!r:.40} as a key"
             if found := _not_json_in(item, depth + 1):
                 return f"[{key!r:.40}]{found[0]}", found[1]
         return None
-    if isinstance(value, list | tuple):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field_ in dataclasses.fields(value):
+            if found := _not_json_in(getattr(value, field_.name), depth + 1):
+                return f".{field_.name}{found[0]}", found[1]
+        return None
+    if isinstance(value, list) or type(value) is tuple:
         for index, item in enumerate(value):
             if found := _not_json_in(item, depth + 1):
                 return f"[{index}]{found[0]}", found[1]

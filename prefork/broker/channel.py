@@ -79,6 +79,7 @@ class Channel:
         self._out = bytearray()
         self._reader = hiredis.Reader()
         self._pause_s = 0.0
+        self._attempt = 0
         self._writing = False
         self._timer: Timer | None = None
         self._watch: Timer | None = None
@@ -101,15 +102,19 @@ class Channel:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             target: Any = where.path
         else:
-            family, kind, protocol, _, target = socket.getaddrinfo(where.host, where.port, 0, socket.SOCK_STREAM)[0]
+            found = socket.getaddrinfo(where.host, where.port, 0, socket.SOCK_STREAM)
+            family, kind, protocol, _, target = found[self._attempt % len(found)]
             self._socket = socket.socket(family, kind, protocol)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._socket.setblocking(False)
         self._timer = self._loop.call_later(CONNECT_LIMIT_S, lambda: self._break(TimeoutError("connecting")))
+        self._attempt += 1  # a name may have several addresses, of which one answers
         try:
             self._socket.connect(target)
         except BlockingIOError:
+            if where.path:
+                raise  # its queue is full; nothing is under way
             self._loop.on_write(self._socket.fileno(), self._connected)
         else:
             self._connected()
@@ -166,6 +171,7 @@ class Channel:
             return self._break(reply)
         self._cancel_timer()
         self._pause_s = 0.0
+        self._attempt -= 1  # this address is good
         self.ready = True
         return self._up()
 

@@ -68,6 +68,10 @@ class Client:
             "protocol": 2,
             **where.options,
         }
+        try:
+            where.connection_class(**options)
+        except TypeError as error:  # it names the option that it does not know
+            raise BrokerError(f"the broker URL {where.shown} has an option that is not known: {error}") from None
         client = redis.Redis(connection_pool=redis.ConnectionPool(connection_class=where.connection_class, **options))
         self._check_version(client)
         return client

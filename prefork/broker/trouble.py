@@ -22,6 +22,10 @@ REMEDIES = (
     ("read only replica", "is a read-only replica; name the primary in the broker URL"),
     ("DB index", "has no such database ({said}); check the number at the end of the broker URL"),
     ("MISCONF", "cannot save to its disk and refuses writes ({said}); look at its log and its disk"),
+    (
+        "used memory > 'maxmemory'",
+        "is out of memory and refuses writes; raise its maxmemory, or empty what is not needed",
+    ),
     ("OOM", "is out of memory and refuses writes; raise its maxmemory, or empty what is not needed"),
     ("out of memory", "is out of memory and refuses writes; raise its maxmemory, or empty what is not needed"),
     ("LOADING", "is still loading its data; try again soon"),

@@ -16,8 +16,8 @@ import orjson
 from prefork import config
 from prefork.broker import doctor, survey
 from prefork.broker.client import Client
-from prefork.cli.load import EXIT_BROKER, EXIT_CONFIG, EXIT_USAGE, load_app
-from prefork.errors import BrokerError, ConfigError, PreforkError, ResultUnavailable
+from prefork.cli.load import EXIT_APP, EXIT_BROKER, EXIT_CONFIG, EXIT_USAGE, load_app
+from prefork.errors import AppError, BrokerError, ConfigError, PreforkError, ResultUnavailable
 
 MARKS = {"ok": "ok     ", "warning": "WARNING", "error": "ERROR  "}
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except PreforkError as error:
         print(f"prefork: {error}", file=sys.stderr)
-        kinds = ((ConfigError, EXIT_CONFIG), (BrokerError, EXIT_BROKER))
+        kinds = ((ConfigError, EXIT_CONFIG), (BrokerError, EXIT_BROKER), (AppError, EXIT_APP))
         return next((code for kind, code in kinds if isinstance(error, kind)), EXIT_USAGE)
     except BrokenPipeError:  # `prefork queues | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -73,7 +73,7 @@ def _queues(client: Client, options: argparse.Namespace) -> int:
     if options.json:
         _print_json(reports)
     elif not reports:
-        print("no queue has ever been used")
+        print(f"no queue was ever used under the prefix {client.prefix!r}; see `prefix` in the configuration")
     else:
         _print_table(reports[0].keys(), (report.values() for report in reports))
     return 0

@@ -48,8 +48,17 @@ LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 class Child:
     """One forked process."""
 
-    def __init__(self, number: int, app: Prefork, tasks: list[Task[..., Any]], end: ChildEnd, running: Running) -> None:
-        self._number, self._app, self._tasks, self._end, self._running = number, app, tasks, end, running
+    def __init__(
+        self,
+        number: int,
+        app: Prefork,
+        tasks: list[Task[..., Any]],
+        queues: tuple[str, ...],
+        end: ChildEnd,
+        running: Running,
+    ) -> None:
+        self._number, self._app, self._tasks, self._queues = number, app, tasks, queues
+        self._end, self._running = end, running
         self._runner: asyncio.Runner | None = None
         self._title = f"prefork: child {number} of {app.name}"
         self._cpu_s = 0.0
@@ -157,7 +166,9 @@ class Child:
         deadline = datetime.now(UTC) + timedelta(seconds=given.timeout_s) if given.timeout_s else None
         enqueued_at = datetime.fromtimestamp(given.enqueued_ms / 1000, UTC)
         left = max(0, given.max_retries - given.retried)
-        return Context(given.id, task.name, task.queue_name, given.attempt, left, enqueued_at, deadline, report=report)
+        return Context(
+            given.id, task.name, self._queues[given.queue], given.attempt, left, enqueued_at, deadline, report=report
+        )
 
     def _failure(self, task: Task[..., Any], given: Given, error: BaseException) -> bytes:
         """What the master needs to decide: the error; whether, when and at whose cost to try again."""

@@ -20,6 +20,7 @@ from prefork.broker.channel import Channel, Lost
 from prefork.broker.keys import Keys
 from prefork.worker.clock import ServerClock
 from prefork.worker.loop import Loop, Timer
+from prefork.worker.outage import Outage
 
 BLOCK_S = 30
 LARGEST_CLAIM = 1000
@@ -73,10 +74,10 @@ class Claims:
         strict: bool,
         claimed: Claimed,
         fenced: Callable[[str], None],
-        refused: Callable[[str], None],
     ) -> None:
         self._loop, self._channel, self._blocker, self._clock = loop, channel, blocker, clock
-        self._strict, self._claimed, self._fenced, self._refused = strict, claimed, fenced, refused
+        self._strict, self._claimed, self._fenced = strict, claimed, fenced
+        self._outage = Outage("the broker hands out messages again")
         self.queues = queues
         self._by_marker = {queue.keys.wake.encode(): queue for queue in queues}
         self.worker = ""
@@ -139,9 +140,9 @@ class Claims:
             if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("FENCED"):
                 self._fenced(str(reply))
             elif not isinstance(reply, Lost):  # what a lost claim took is put back after the reconnect
-                self._refused(str(reply))
-                self._pause = self._loop.call_later(0.5, self._go_on)
+                self._refused(reply)
             return
+        self._outage.ends()
         now_ms, next_due_ms, left, ids, messages, states = reply
         self._clock.told(now_ms)
         if not queue.woken:
@@ -149,6 +150,10 @@ class Claims:
         self.due(queue, next_due_ms)
         if ids:
             self._claimed(queue.keys.queue, ids, messages, states or [None] * len(ids))
+
+    def _refused(self, reply: Exception) -> None:
+        self._outage.begins(f"the broker refuses to hand out messages: {reply}; asking again")
+        self._pause = self._pause or self._loop.call_later(0.5, self._go_on)
 
     def _go_on(self) -> None:
         self._pause = None
@@ -182,8 +187,7 @@ class Claims:
         if isinstance(reply, list):
             self.wake(self._by_marker[reply[0]])
         elif isinstance(reply, hiredis.ReplyError):
-            self._refused(str(reply))
-            self._pause = self._pause or self._loop.call_later(0.5, self._go_on)
+            self._refused(reply)
 
     def close(self) -> None:
         """Claim no more."""

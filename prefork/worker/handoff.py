@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from prefork.message import Message
 
 TOKEN = struct.Struct("<Q")
-# number, length of what follows; index of the task, flags, attempt, retried, max_retries; timeout_s, soft_timeout_s
+# number, length of the body; indices of task and queue, flags, attempt, retried, max_retries; timeout_s, soft_timeout_s
 # (0: none), enqueued_ms; id; then the body
-FRAME = struct.Struct("<QIHHIIIddQ32s")
+FRAME = struct.Struct("<QIHHHIIIddQ32s")
 # number, kind, length of the payload, seconds it ran, seconds of CPU, peak memory of the child in KiB
 ANSWER = struct.Struct("<QBIddI")
 
@@ -41,6 +41,7 @@ class Order:
 
     message: Message
     task: int
+    queue: int
     attempt: int
     retried: int
     max_retries: int
@@ -54,8 +55,8 @@ class Order:
         """Head and body, to be written one after the other."""
         m = self.message
         head = FRAME.pack(
-            number, len(m.body), self.task, self.flags, self.attempt, self.retried, self.max_retries, self.timeout_s,
-            self.soft_timeout_s, m.enqueued_ms, m.id.encode(),
+            number, len(m.body), self.task, self.queue, self.flags, self.attempt, self.retried, self.max_retries,
+            self.timeout_s, self.soft_timeout_s, m.enqueued_ms, m.id.encode(),
         )  # fmt: skip
         return head, m.body
 
@@ -192,6 +193,7 @@ class Given:
 
     number: int
     task: int
+    queue: int
     flags: int
     attempt: int
     retried: int
@@ -228,7 +230,7 @@ class ChildEnd:
         while True:  # pass over the frames whose tokens the master has taken back
             if not self._fill(head):
                 return None
-            number, size, task, flags, attempt, retried, retries, timeout_s, soft_s, enqueued_ms, id = (
+            number, size, task, queue, flags, attempt, retried, retries, timeout_s, soft_s, enqueued_ms, id = (
                 FRAME.unpack_from(self._buffer, self._at)
             )
             if not self._fill(head + size):
@@ -238,18 +240,9 @@ class ChildEnd:
             if number == wanted:
                 body = self._buffer[start : self._at]
                 return Given(
-                    number,
-                    task,
-                    flags,
-                    attempt,
-                    retried,
-                    retries,
-                    timeout_s,
-                    soft_s,
-                    enqueued_ms,
-                    id.rstrip(b"\0").decode(),
-                    body,
-                )
+                    number, task, queue, flags, attempt, retried, retries, timeout_s, soft_s, enqueued_ms,
+                    id.rstrip(b"\0").decode(), body,
+                )  # fmt: skip
 
     def _fill(self, size: int) -> bool:
         missing = size - (len(self._buffer) - self._at)

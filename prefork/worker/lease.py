@@ -14,6 +14,7 @@ import os
 import pathlib
 import socket
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -82,6 +83,7 @@ class Lease:
         self._loop, self._channel, self._claims, self._clock = loop, channel, claims, clock
         self._lease_ms, self._fenced = round(lease_s * 1000), fenced
         self._serial = 0
+        self._patient_until_s = 0.0
         self._timer: Timer | None = None
         self._taking_over: set[tuple[str, str]] = set()
         self.worker = ""
@@ -91,6 +93,10 @@ class Lease:
         """Become another worker, as far as the broker can see."""
         self._serial += 1
         self.worker = identity(self._serial)
+
+    def reconnected(self) -> None:
+        """After an outage all leases have ended; give the others time to come back too, before taking over."""
+        self._patient_until_s = time.monotonic() + self._lease_ms / 1000
 
     def begin(self, held: Callable[[], None]) -> None:
         """Take a lease on each queue, then call `held`."""
@@ -139,7 +145,7 @@ class Lease:
             if worker != self.worker:
                 if has_died(worker):
                     self._take_over(queue, worker, "gone")
-                elif ends_ms < now_ms:
+                elif ends_ms < now_ms and time.monotonic() >= self._patient_until_s:
                     self._take_over(queue, worker, "expired")
         return True
 

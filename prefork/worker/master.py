@@ -40,6 +40,7 @@ from prefork.worker.handoff import Answer, ChildEnd, Order
 from prefork.worker.lease import Lease
 from prefork.worker.logs import Running
 from prefork.worker.loop import Loop
+from prefork.worker.outage import Outage
 from prefork.worker.pool import Death, Pool, Process
 from prefork.worker.settlement import Settlement
 from prefork.worker.shutdown import BECAUSE, Phase, Shutdown
@@ -59,7 +60,7 @@ class Master:
         self._index = {task.name: number for number, task in enumerate(self._task_list)}
         self._pid = os.getpid()
         self._claimed_count = 0
-        self._down_since_s: float | None = None
+        self._outage = Outage("the broker is back")
 
         self.loop = loop = Loop()
         loop.after = self._turn
@@ -79,12 +80,13 @@ class Master:
             later=loop.call_later,
         )  # fmt: skip
         names, weights = settings.queues.names, settings.queues.weights
+        self._queue_index = {name: number for number, name in enumerate(names)}
         queues = [Queue(Keys(app.prefix, name), weight) for name, weight in zip(names, weights or [1] * len(names))]  # noqa: B905
         for queue in queues:
             self.settlement.add_queue(queue.keys)
         self.claims = Claims(
             loop, self.channel, self.blocker, self.clock, queues, strict=weights is None, claimed=self._claimed,
-            fenced=self._fenced, refused=self._refused,
+            fenced=self._fenced,
         )  # fmt: skip
         self.lease = Lease(loop, self.channel, self.claims, self.clock, settings.lease_s, self._fenced)
         self.shutdown = Shutdown(
@@ -112,7 +114,8 @@ class Master:
         self.loop.run()
 
     def _live_as_child(self, number: int, end: ChildEnd) -> None:
-        Child(number, self.app, self._task_list, end, self._running).live(self._pid)
+        names = self.settings.queues.names
+        Child(number, self.app, self._task_list, names, end, self._running).live(self._pid)
 
     def _own_descriptors(self) -> list[int]:
         self.channel.abandon()
@@ -122,25 +125,19 @@ class Master:
     # -- the broker comes and goes ------------------------------------------------------------------------------
 
     def _up(self) -> None:
-        if self._down_since_s is not None:
-            log.warning("the broker is back after %.1f s", time.monotonic() - self._down_since_s)
-            self._down_since_s = None
+        self._outage.ends()
         if not self.settlement.worker:
             self._begin()
         else:
+            self.lease.reconnected()
             self.lease.renew(self._reconcile)
 
     def _down(self, said: str) -> None:
-        if self._down_since_s is None:
-            self._down_since_s = time.monotonic()
-            log.error("%s; trying again, what runs goes on", said)
+        self._outage.begins(f"{said}; trying again, what runs goes on")
         self.claims.open = False
 
     def _blocker_up(self) -> None:
         self.claims.blocker_up()
-
-    def _refused(self, said: str) -> None:
-        log.error("the broker refuses to hand out messages: %s; trying again", said)
 
     def _begin(self) -> None:
         self.settlement.worker = self.claims.worker = self.lease.worker
@@ -212,16 +209,18 @@ class Master:
         for raw_id, raw, state in zip(ids, messages, states, strict=True):
             try:
                 message = decode(raw_id, queue, raw, state)
+                task = self.tasks.get(message.header.task)
+                if task is None:
+                    self.settlement.unknown(message)
+                elif _has_expired(message, task, now_ms):
+                    self.settlement.expired(message)
+                else:
+                    orders.append(self._order(message, task))
             except BadMessage as error:
                 self.settlement.bad(raw_id, queue, str(error))
-                continue
-            task = self.tasks.get(message.header.task)
-            if task is None:
-                self.settlement.unknown(message)
-            elif _has_expired(message, task, now_ms):
-                self.settlement.expired(message)
-            else:
-                orders.append(self._order(message, task))
+            except Exception as error:  # no message, however strange, may end the worker again and again
+                log.exception("message %r cannot be handled", raw_id)
+                self.settlement.bad(raw_id, queue, f"message {raw_id!r} cannot be handled: {error!r}")
         if self.shutdown.begun:
             self.shutdown.unstarted += orders
         else:
@@ -235,8 +234,9 @@ class Master:
         retries = options.max_retries if header.max_retries is None else min(int(header.max_retries), 1000)
         self._claimed_count += 1
         return Order(
-            message, self._index[task.name], state.attempts + 1, state.retried, retries, timeout_s, soft_s,
-            expected_s, self._claimed_count, handoff.WILL_LAST if expected_s > TITLE_AFTER_S else 0,
+            message, self._index[task.name], self._queue_index[message.queue], state.attempts + 1, state.retried,
+            retries, timeout_s, soft_s, expected_s, self._claimed_count,
+            handoff.WILL_LAST if expected_s > TITLE_AFTER_S else 0,
         )  # fmt: skip
 
     def _hand_out(self, now_s: float) -> None:
@@ -274,7 +274,13 @@ class Master:
         self.times.observe(name, answer.ran_s)
         if child.killed_for == FENCED:
             return
-        self.settlement.answered(order, answer, self.channel)
+        try:
+            self.settlement.answered(order, answer, self.channel)
+        except Exception as error:  # as above
+            log.exception("the answer of %s %s cannot be handled", name, order.message.id)
+            self.settlement.bad(
+                order.message.id.encode(), order.message.queue, f"its answer cannot be handled: {error!r}"
+            )
         if log.isEnabledFor(logging.DEBUG):
             done = "failed" if answer.kind == handoff.FAILED else "done"
             log.debug("%s %s %s in %.6f s, cpu %.6f s", name, order.message.id, done, answer.ran_s, answer.cpu_s)
@@ -290,7 +296,7 @@ class Master:
             elif child.killed_for.startswith("timeout"):
                 outcome = "failed at its deadline"
                 self.settlement.timed_out(order, ran_s)
-            elif child.killed_for.startswith(BECAUSE):
+            elif child.killed_for.startswith(BECAUSE) or (self.shutdown.begun and death.asked_to_end):
                 self.shutdown.killed.append(order)
             else:
                 outcome = self.settlement.crashed(order, death.how, ran_s, death.peak_kib)

@@ -26,6 +26,7 @@ log = logging.getLogger("prefork")
 QUICK_DEATHS_ALLOWED = 5  # in a row, with nothing running; further ones are made to wait
 SETTLED_S = 1.0  # a child that lives so long after its start is not part of a crash loop
 LONGEST_BACKOFF_S = 30.0
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 UNLIMITED = 1 << 62
 
 
@@ -62,6 +63,7 @@ class Death:
     child: Process
     how: str
     wanted: bool
+    asked_to_end: bool  # by a signal that supervisors send to all processes of a service
     running: list[Order]
     waiting: list[Order]
     peak_kib: int
@@ -215,10 +217,10 @@ class Pool:
 
     def reap(self) -> None:
         """Take leave of all children that have ended. Unknown ones are reaped quietly: this may be pid 1."""
-        while True:
-            pid = _ended()
-            if not pid:
-                break
+        if not hasattr(os, "waitid"):  # macOS before Python 3.13
+            self._reap_known()
+            return
+        while pid := _ended():
             child = next((c for c in self.children if c.pid == pid), None)
             if child:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -229,6 +231,14 @@ class Pool:
                 continue
             if child:
                 self._bury(child, status, usage.ru_maxrss if sys.platform == "linux" else usage.ru_maxrss >> 10)
+
+    def _reap_known(self) -> None:
+        for child in list(self.children):
+            pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+            if pid:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(pid, signal.SIGKILL)
+                self._bury(child, status, usage.ru_maxrss >> 10)
 
     def _bury(self, child: Process, status: int, peak_kib: int) -> None:
         while self.read(child):
@@ -244,7 +254,8 @@ class Pool:
         # A death amid a task is that task's doing, and `max_crashes` bounds it.
         if not wanted and not running and (not child.killed_for or child.state is State.BOOTING):
             self._deaths += 1
-        self._owner.on_death(Death(child, _how(status, child.killed_for), wanted, running, waiting, peak_kib))
+        asked = os.WIFSIGNALED(status) and os.WTERMSIG(status) in ASKING
+        self._owner.on_death(Death(child, _how(status, child.killed_for), wanted, asked, running, waiting, peak_kib))
         self.fill()
 
     def close(self) -> None:
@@ -254,14 +265,12 @@ class Pool:
 
 
 def _ended() -> int:
-    """The pid of a child process that has ended, not yet reaped where the system can tell so; 0 if there is none."""
+    """The pid of a child process that has ended and is not yet reaped; 0 if there is none."""
     try:
-        if hasattr(os, "waitid"):
-            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            return ended.si_pid if ended else 0
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
         return 0
-    return 0
+    return ended.si_pid if ended else 0
 
 
 def _how(status: int, killed_for: str) -> str:

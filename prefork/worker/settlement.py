@@ -25,6 +25,7 @@ from prefork.retry import default_retry_delay, unknown_task_delay_s
 from prefork.task import Task
 from prefork.worker import handoff
 from prefork.worker.handoff import Answer, Order
+from prefork.worker.outage import Outage
 
 log = logging.getLogger("prefork")
 BATCH = 1000
@@ -76,6 +77,7 @@ class Settlement:
         self._prefix, self._announced = prefix, set[str]()
         self._unsent_follow_ups: list[Callable[[], None]] = []
         self._pausing = False
+        self._outage = Outage("the broker takes outcomes again")
 
     def add_queue(self, keys: Keys) -> None:
         """Let a queue have an outbox."""
@@ -313,6 +315,8 @@ class Settlement:
             outbox.records = outbox.sent_records + outbox.records
             if not isinstance(reply, Lost):
                 self._refused(f"outcomes of queue {outbox.keys.queue}", reply)
+        else:
+            self._outage.ends()
         outbox.sent_plain, outbox.sent_records = [], []
 
     @property
@@ -336,7 +340,7 @@ class Settlement:
         if self._pausing:
             return
         self._pausing = True
-        log.error("the broker does not take %s: %s; they are kept and sent again", what, reply)
+        self._outage.begins(f"the broker does not take {what}: {reply}; they are kept and sent again")
 
         def go_on() -> None:
             self._pausing = False
