@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         settings = config.load(options.config, {key: raw for key in OVERRIDES if (raw := getattr(options, key))})
-        running = logs.set_up(settings.log_level, settings.log_format)
+        handler = logs.set_up(settings.log_level, settings.log_format)
         app = load_app(settings)
         app.client.connection()
         if options.check:
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if left := left_behind():
         log.warning("the import of %s leaves %s behind, which its children can't use; open them in @app.on_child_start",
                     settings.app, ", ".join(left[:5]))  # fmt: skip
-    Master(app, settings, running, burst=options.burst).run()
+    Master(app, settings, handler, burst=options.burst).run()
     return 0
 
 

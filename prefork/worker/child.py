@@ -35,7 +35,7 @@ from prefork.retry import default_retry_delay, retry_delay_s
 from prefork.task import Task
 from prefork.worker import handoff
 from prefork.worker.handoff import ChildEnd, Given
-from prefork.worker.logs import Running, capture_prints
+from prefork.worker.logs import Handler, capture_prints
 
 log = logging.getLogger("prefork")
 PROGRESS_EVERY_S = 0.2
@@ -55,10 +55,10 @@ class Child:
         tasks: list[Task[..., Any]],
         queues: tuple[str, ...],
         end: ChildEnd,
-        running: Running,
+        handler: Handler,
     ) -> None:
         self._number, self._app, self._tasks, self._queues = number, app, tasks, queues
-        self._end, self._running = end, running
+        self._end, self._log = end, handler
         self._runner: asyncio.Runner | None = None
         self._title = f"prefork: child {number} of {app.name}"
         self._cpu_s = 0.0
@@ -69,7 +69,7 @@ class Child:
         try:
             cut_loose(master)
             self._pid = os.getpid()
-            self._prints = capture_prints()
+            self._prints = capture_prints(self._log)
             setproctitle(self._title)
             if self._boot():
                 self._cpu_s = _cpu_s()
@@ -97,7 +97,7 @@ class Child:
 
     def _run(self, given: Given) -> None:
         task = self._tasks[given.task]
-        self._running.task, self._running.id = task.name, given.id
+        self._log.task, self._log.task_id = task.name, given.id
         if given.flags & handoff.WILL_LAST:
             setproctitle(f"{self._title}: {task.name} {given.id}")
         begun_s = perf_counter()
@@ -113,7 +113,7 @@ class Child:
         signal.setitimer(signal.ITIMER_REAL, 0)  # one that the task has set would end the next one
         for printed in self._prints:
             printed.finish()
-        self._running.task = ""
+        self._log.task = ""
         if given.flags & handoff.WILL_LAST:
             setproctitle(self._title)
         self._end.answer(given.number, kind, payload, ran_s, cpu_s, _peak_kib(usage))

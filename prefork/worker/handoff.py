@@ -77,9 +77,15 @@ class MasterEnd:
     """The master's ends of one child's pipes, and the orders that it has not answered, oldest first."""
 
     def __init__(self) -> None:
-        self._child_task_r, self.task_w = os.pipe()
-        self.token_r, self.token_w = os.pipe()
-        self.answer_r, self._child_answer_w = os.pipe()
+        ends: list[int] = []
+        try:
+            for _ in range(3):
+                ends += os.pipe()
+        except OSError:
+            for fd in ends:
+                os.close(fd)
+            raise
+        self._child_task_r, self.task_w, self.token_r, self.token_w, self.answer_r, self._child_answer_w = ends
         # One description serves both who read tokens, so the child polls when there is none.
         for fd in (self.task_w, self.token_w, self.token_r, self.answer_r):
             os.set_blocking(fd, False)

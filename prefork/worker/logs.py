@@ -13,24 +13,25 @@ from typing import Any, TextIO
 import orjson
 
 log = logging.getLogger("prefork")
+# What a terminal would take for a command, but newline and tab.
+ESCAPED = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
 
 
 LONGEST_REST = 4096  # writes without a newline that are kept before they are logged as they are
 
 
-class Running:
-    """Which task this child is running, for the lines that it logs. In the master: none."""
+class Handler(logging.Handler):
+    """Writes each record as one line, in one write, to a descriptor of its own, which no task closes by mistake.
+
+    `task`, `task_id`: what this child is running now; empty in the master.
+    """
 
     task = ""
-    id = ""
+    task_id = ""
 
-
-class Handler(logging.Handler):
-    """Writes each record as one line, in one write, to a descriptor of its own, which no task closes by mistake."""
-
-    def __init__(self, fd: int, form: str, running: Running) -> None:
+    def __init__(self, fd: int, form: str) -> None:
         super().__init__()
-        self._fd, self._json, self._running = os.dup(fd), form == "json", running
+        self._fd, self._json = os.dup(fd), form == "json"
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record. A log that can't be written must not end a task."""
@@ -44,10 +45,10 @@ class Handler(logging.Handler):
 
     def _as_text(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created).strftime("%Y-%m-%d %H:%M:%S")
-        who = f" {self._running.task} {self._running.id}" if self._running.task else ""
+        who = f" {self.task} {self.task_id}" if self.task else ""
         name = "" if record.name in ("prefork", "prefork.print") else f" {record.name}"
-        text = f"{at}.{int(record.msecs):03d} {record.levelname:<7} [{record.process}{who}]{name} {record.getMessage()}"
-        return text + (f"\n{self._trace(record)}" if record.exc_info else "")
+        text = f"{at}.{int(record.msecs):03d} {record.levelname:<7} [{record.process}{who}]{name} {_message(record)}"
+        return (text + (f"\n{self._trace(record)}" if record.exc_info else "")).translate(ESCAPED)
 
     def _as_json(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -55,16 +56,28 @@ class Handler(logging.Handler):
             "level": record.levelname,
             "logger": record.name,
             "pid": record.process,
-            "message": record.getMessage().encode("utf-8", "replace").decode(),
+            "message": _carried(_message(record)),
         }
-        if self._running.task:
-            line |= {"task": self._running.task, "id": self._running.id}
+        if self.task:
+            line |= {"task": self.task, "id": self.task_id}
         if record.exc_info:
-            line["traceback"] = self._trace(record)
+            line["traceback"] = _carried(self._trace(record))
         return orjson.dumps(line).decode()
 
     def _trace(self, record: logging.LogRecord) -> str:
         return logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:  # arguments that do not fit, or cannot be printed
+        return f"{record.msg!s:.1000} (its arguments do not fit: {len(record.args or ())} of them)"
+
+
+def _carried(text: str) -> str:
+    """Without lone surrogates, which JSON cannot carry."""
+    return text.encode("utf-8", "replace").decode()
 
 
 class Printed(io.TextIOBase):
@@ -72,10 +85,9 @@ class Printed(io.TextIOBase):
 
     encoding, errors, mode, line_buffering = "utf-8", "backslashreplace", "w", True
 
-    def __init__(self, level: int, descriptor: int) -> None:
-        self._level, self._descriptor = level, descriptor
+    def __init__(self, level: int, descriptor: int, handler: Handler) -> None:
+        self._level, self._descriptor, self._handler = level, descriptor, handler
         self.name = "<stdout>" if descriptor == 1 else "<stderr>"
-        self._logger = logging.getLogger("prefork.print")
         self._rests: dict[int, list[str]] = {}  # by thread
 
     def write(self, text: str) -> int:
@@ -87,16 +99,20 @@ class Printed(io.TextIOBase):
         *lines, left = ("".join(rest) + text).split("\n")
         rest[:] = [left] if lines else []
         for line in lines or [left]:
-            if line.strip():
-                self._logger.log(self._level, "%s", line)
+            self._log(line)
         return len(text)
+
+    def _log(self, line: str) -> None:
+        """Straight to the worker's log: a handler of the task's own may write to this very stream."""
+        if line.strip() and self._level >= logging.getLogger("prefork").getEffectiveLevel():
+            self._handler.handle(logging.LogRecord("prefork.print", self._level, "", 0, line, None, None))
 
     def finish(self) -> None:
         """Log what was printed without a newline at its end."""
-        for rest in self._rests.values() if self._rests else ():
-            if any(rest):
-                self._logger.log(self._level, "%s", "".join(rest))
-        self._rests.clear()
+        if self._rests:
+            for rest in list(self._rests.values()):  # threads that were left behind may still print
+                self._log("".join(rest))
+            self._rests.clear()
 
     def writable(self) -> bool:
         """As for a file."""
@@ -118,19 +134,19 @@ class Printed(io.TextIOBase):
         return (sys.__stdout__ if self._descriptor == 1 else sys.__stderr__).buffer  # type: ignore[union-attr]
 
 
-def set_up(level: str, form: str) -> Running:
-    """Let the root logger write to standard error. -> what to fill in while a task runs"""
-    running = Running()
+def set_up(level: str, form: str) -> Handler:
+    """Let the root logger write to standard error. -> the handler, which is told what runs"""
+    handler = Handler(2, form)
     root = logging.getLogger()
-    root.addHandler(Handler(2, form, running))
+    root.addHandler(handler)
     root.setLevel(level)
     logging.raiseExceptions = False
-    return running
+    return handler
 
 
-def capture_prints() -> tuple[Printed, Printed]:
+def capture_prints(handler: Handler) -> tuple[Printed, Printed]:
     """In a child: let what tasks print go to the log."""
-    out, error = Printed(logging.INFO, 1), Printed(logging.WARNING, 2)
+    out, error = Printed(logging.INFO, 1, handler), Printed(logging.WARNING, 2, handler)
     sys.stdout, sys.stderr = _as_text(out), _as_text(error)
     return out, error
 

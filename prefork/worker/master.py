@@ -38,7 +38,7 @@ from prefork.worker.deadline import Deadlines, LagWatch
 from prefork.worker.dispatch import Dispatcher, RunTimes
 from prefork.worker.handoff import Answer, ChildEnd, Order
 from prefork.worker.lease import Lease
-from prefork.worker.logs import Running
+from prefork.worker.logs import Handler
 from prefork.worker.loop import Loop
 from prefork.worker.outage import Outage
 from prefork.worker.pool import Death, Pool, Process
@@ -52,9 +52,9 @@ TITLE_AFTER_S = 0.05
 class Master:
     """One worker: this process and its children."""
 
-    def __init__(self, app: Prefork, settings: Settings, running: Running, *, burst: bool = False) -> None:
+    def __init__(self, app: Prefork, settings: Settings, handler: Handler, *, burst: bool = False) -> None:
         self.app, self.settings, self._burst = app, settings, burst
-        self._running = running
+        self._log = handler
         self.tasks = app.tasks
         self._task_list: list[Task[..., Any]] = list(self.tasks.values())
         self._index = {task.name: number for number, task in enumerate(self._task_list)}
@@ -115,7 +115,7 @@ class Master:
 
     def _live_as_child(self, number: int, end: ChildEnd) -> None:
         names = self.settings.queues.names
-        Child(number, self.app, self._task_list, names, end, self._running).live(self._pid)
+        Child(number, self.app, self._task_list, names, end, self._log).live(self._pid)
 
     def _own_descriptors(self) -> list[int]:
         self.channel.abandon()

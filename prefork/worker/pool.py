@@ -96,22 +96,29 @@ class Pool:
     # -- spawn --------------------------------------------------------------------------------------------------
 
     def fill(self) -> None:
-        """Fork until there are as many children as wanted; later, if they keep dying."""
+        """Fork until there are as many children as wanted; later, if they keep dying, or the system refuses."""
         while self.growing and not self._backing_off and len(self.children) < self.size:
             if self._deaths > QUICK_DEATHS_ALLOWED:
-                self._back_off()
+                self._back_off(f"{self._deaths} children died in a row with no task")
             else:
-                self._spawn()
+                self._try_to_spawn()
 
-    def _back_off(self) -> None:
-        pause_s = min(LONGEST_BACKOFF_S, 0.1 * 2 ** (self._deaths - QUICK_DEATHS_ALLOWED))
+    def _try_to_spawn(self) -> None:
+        try:
+            self._spawn()
+        except OSError as error:  # no process, no memory, no descriptor left
+            self._deaths += 1
+            self._back_off(f"cannot fork a child: {error.strerror}")
+
+    def _back_off(self, why: str) -> None:
+        pause_s = min(LONGEST_BACKOFF_S, 0.1 * 2 ** max(0, self._deaths - QUICK_DEATHS_ALLOWED))
         self._backing_off = True
-        log.warning("%d children died in a row with no task; the next one starts in %.1f s", self._deaths, pause_s)
+        log.warning("%s; the next one starts in %.1f s", why, pause_s)
 
         def again() -> None:
             self._backing_off = False
             if self.growing and len(self.children) < self.size:
-                self._spawn()
+                self._try_to_spawn()
 
         self._loop.call_later(pause_s, again)
 
@@ -119,12 +126,17 @@ class Pool:
         taken = {child.number for child in self.children}
         number = next(n for n in range(1, len(taken) + 2) if n not in taken)
         end = MasterEnd()
-        master = os.getpid()
         sys.stdout.flush()
         sys.stderr.flush()
         # A signal that came between the fork and the child's own handlers would go to the master's pipe.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            end.forked()
+            end.close()
+            raise
         if pid == 0:
             for fd in self.other_descriptors():
                 os.close(fd)
@@ -133,7 +145,6 @@ class Pool:
             self._live(number, end.child_end())
             os._exit(1)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        assert master == os.getpid()
         end.forked()
         child = Process(number, pid, end, Slot(left=self._tasks_per_child or UNLIMITED))
         self.children.append(child)
