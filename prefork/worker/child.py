@@ -223,12 +223,16 @@ def _soft_timeout(soft_s: float) -> Generator[None, None, None]:
     armed = True
 
     def fire(*_: object) -> None:
+        nonlocal armed
         if armed:
+            armed = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
             raise SoftTimeout(f"still running after {soft_s:g} s")
 
     signal.signal(signal.SIGALRM, fire)  # each time: a task may have put its own there, or blocked it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
-    signal.setitimer(signal.ITIMER_REAL, soft_s)
+    # Again and again: in a process with threads, the kernel may give a signal to one that does not run the handler.
+    signal.setitimer(signal.ITIMER_REAL, soft_s, 0.1)
     try:
         yield
     finally:
