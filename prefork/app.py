@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from prefork import options as check
 from prefork.broker.client import Client
 from prefork.context import Context
-from prefork.errors import AppError, InvalidOption, ResultUnavailable
+from prefork.errors import AppError, InvalidArguments, InvalidOption, ResultUnavailable
 from prefork.invocation import Invocation
-from prefork.message import new_id
+from prefork.message import derived_id, new_id
 from prefork.options import DAY_S, Duration, TaskOptions
 from prefork.result import TaskResult
 from prefork.retry import RetryDelay
@@ -37,7 +38,7 @@ class Prefork:
     """
 
     def __init__(self, name: str, broker: str | None = None, *, prefix: str = "prefork", limit_s: float = 5.0) -> None:
-        self.name, self.prefix, self.limit_s = name, prefix, check.seconds("limit_s", limit_s, least=0.1)
+        self.name, self.prefix, self.limit_s = name, check.prefix(prefix), check.seconds("limit_s", limit_s, least=0.1)
         self.broker = broker
         self.tasks: dict[str, Task[..., Any]] = {}
         self.child_start_hooks: list[Callable[[], object]] = []
@@ -109,6 +110,12 @@ class Prefork:
 
         Raises InvalidOption, and AppError for a second task of the same name.
         """
+        for option in options.keys() - OPTIONS:
+            near = difflib.get_close_matches(option, OPTIONS, n=1)
+            raise InvalidOption(
+                f"{option}= is no option of a task; "
+                + (f"did you mean {near[0]}=?" if near else f"there are {', '.join(OPTIONS)}")
+            )
         if function:
             return self._register(*function, **options)
         return lambda function: self._register(function, **options)
@@ -133,13 +140,12 @@ class Prefork:
         if not callable(function):
             raise InvalidOption(f"{function!r} is not a function; write @app.task or @app.task(...)")
         name = _name_of(function) if name is None else name
-        if not isinstance(name, str) or not name or len(name) > 200 or any(c.isspace() for c in name):
+        if not isinstance(name, str) or not name or len(name) > 200 or not name.isprintable() or " " in name:
             raise InvalidOption(f"name={name!r}: a task's name has 1 to 200 characters and no space")
         if name in self.tasks:
-            there = self.tasks[name].function.__code__
-            raise AppError(
-                f"two tasks are named {name}: one at {there.co_filename}:{there.co_firstlineno}; give one of them name="
-            )
+            there = getattr(inspect.unwrap(self.tasks[name].function), "__code__", None)
+            where = f"at {there.co_filename}:{there.co_firstlineno}" if there else f"is {self.tasks[name].function!r}"
+            raise AppError(f"two tasks are named {name}: one {where}; give one of them name=")
         checked = TaskOptions(
             queue_name=check.queue_name(queue_name),
             priority=check.priority(priority),
@@ -175,7 +181,7 @@ class Prefork:
         results: list[TaskResult[R]] = []
         batch: list[Invocation[R]] = []
         size = 0
-        for invocation in invocations:
+        for invocation in _invocations(invocations):
             batch.append(invocation)
             size += len(invocation.payload)
             if len(batch) == BATCH or size >= BATCH_BYTES:
@@ -183,8 +189,13 @@ class Prefork:
                 batch, size = [], 0
         return results + self._enqueue_batch(batch) if batch else results
 
-    def _enqueue_batch(self, batch: list[Invocation[R]]) -> list[TaskResult[R]]:
-        entries = [invocation.entry(new_id()) for invocation in batch]
+    def enqueue_follow_ups(self, parent_id: str, follow_ups: list[Invocation[Any]]) -> None:
+        """Enqueue what a plain call has gathered in its context, under the ids that its results have."""
+        if follow_ups:
+            self._enqueue_batch(follow_ups, [derived_id(parent_id, n) for n in range(len(follow_ups))])
+
+    def _enqueue_batch(self, batch: list[Invocation[R]], ids: list[str] | None = None) -> list[TaskResult[R]]:
+        entries = [invocation.entry(id) for invocation, id in zip(batch, ids or map(_new_id, batch), strict=True)]
         by_queue: dict[str, list[Any]] = {}
         for entry in entries:
             by_queue.setdefault(entry.queue, []).append(entry)
@@ -210,6 +221,24 @@ class Prefork:
         """How long results of a task are kept; 0 for none, a day for a task that is not registered here."""
         task = self.tasks.get(task_name)
         return round((task.options.result_ttl_s if task else DAY_S) * 1000)
+
+
+OPTIONS = tuple(inspect.signature(Prefork._register).parameters)[2:]
+
+
+def _new_id(_: object) -> str:
+    return new_id()
+
+
+def _invocations(given: Iterable[Invocation[R]]) -> Iterator[Invocation[R]]:
+    if isinstance(given, Invocation):
+        raise InvalidArguments(
+            "enqueue_many takes many, as app.enqueue_many(task.s(n) for n in …); one: task.enqueue(…)"
+        )
+    for invocation in given:
+        if not isinstance(invocation, Invocation):
+            raise InvalidArguments(f"enqueue_many takes what task.s(…) returns, not {invocation!r:.80}")
+        yield invocation
 
 
 class Decorator(Protocol):

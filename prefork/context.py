@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from prefork.errors import PayloadTooLarge
 from prefork.invocation import Invocation
-from prefork.message import derived_id
+from prefork.message import derived_id, new_id
 from prefork.result import TaskResult
 
 R = TypeVar("R")
@@ -38,11 +38,12 @@ class Context:
     deadline: datetime | None
     follow_ups: list[Invocation[Any]] = field(default_factory=list)
     report: Callable[[int | float, int | float | None, str], None] = _nowhere
+    _size: int = 0  # of the follow-ups, in bytes
 
     @classmethod
     def local(cls, task_name: str) -> Context:
         """The context of a plain call."""
-        return cls("0" * 32, task_name, "default", 1, 0, None, None)
+        return cls(new_id(), task_name, "default", 1, 0, None, None)
 
     def progress(self, done: int | float, total: int | float | None = None, text: str = "") -> None:
         """Say how far it has come: seen in `TaskResult.progress` and `prefork show`. Cheap: at most some a second."""
@@ -50,8 +51,8 @@ class Context:
 
     def enqueue(self, invocation: Invocation[R]) -> TaskResult[R]:
         """Enqueue a follow-up together with this task's own acknowledgement, only if this attempt succeeds."""
-        size = sum(len(other.payload) for other in self.follow_ups) + len(invocation.payload)
-        if len(self.follow_ups) >= MAX_FOLLOW_UPS or size > MAX_FOLLOW_UP_BYTES:
+        self._size += len(invocation.payload)
+        if len(self.follow_ups) >= MAX_FOLLOW_UPS or self._size > MAX_FOLLOW_UP_BYTES:
             raise PayloadTooLarge(
                 f"{self.task_name} {self.id}: follow-ups are limited to {MAX_FOLLOW_UPS} and {MAX_FOLLOW_UP_BYTES:,} "
                 f"bytes; enqueue so many at once, by enqueue_many"

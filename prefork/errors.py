@@ -19,6 +19,9 @@ class ConfigError(PreforkError):
         self.path, self.line, self.text = str(path), line, text
         super().__init__(f"{path}:{line}: {text}" if line else f"{path}: {text}")
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.path, self.line, self.text)
+
 
 class AppError(PreforkError):
     """An app that cannot be imported, or whose tasks cannot be registered."""

@@ -18,8 +18,8 @@ class Sender(Home, Protocol):
     def enqueue_many(self, invocations: Iterable[Invocation[Any]]) -> list[TaskResult[Any]]:
         """Enqueue many, in batches."""
 
-    async def aenqueue_many(self, invocations: Iterable[Invocation[Any]]) -> list[TaskResult[Any]]:
-        """As `enqueue_many`, without blocking the event loop."""
+    def enqueue_follow_ups(self, parent_id: str, follow_ups: list[Invocation[Any]]) -> None:
+        """Enqueue what a plain call has gathered in its context."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ master reads the header and passes the body on as bytes, and a message that nobo
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any
@@ -106,10 +106,10 @@ class State:
     def decode(cls, raw: bytes | None) -> State:
         """From JSON. What is damaged counts as absent: it must not keep a message from running."""
         try:
-            fields = orjson.loads(raw) if raw else {}
+            told = orjson.loads(raw) if raw else {}
         except ValueError:
             return cls()
-        known = fields.items() if isinstance(fields, dict) else ()
+        known = told.items() if isinstance(told, dict) else ()
         return cls(**{name: value for name, value in known if name in STATE_FIELDS and _fits(name, value)})
 
     def add_error(self, error: dict[str, Any]) -> None:
@@ -172,14 +172,14 @@ def decode(raw_id: bytes, queue: str, raw: bytes, state: bytes | None = None) ->
 
 @lru_cache(maxsize=1024)  # most messages of a task have the very same header
 def _header(raw: bytes) -> Header:
-    fields = orjson.loads(raw)
-    if not isinstance(fields, dict) or not isinstance(fields.get("task"), str):
+    said = orjson.loads(raw)
+    if not isinstance(said, dict) or not isinstance(said.get("task"), str):
         raise ValueError("no task name in it")
-    options = {name: fields[name] for name in HEADER_OPTIONS if name in fields}
+    options = {name: said[name] for name in HEADER_OPTIONS if name in said}
     for name, value in options.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < LATEST_MS:
             raise ValueError(f"{name} is {value!r:.40}")
-    return Header(fields["task"], **options)
+    return Header(said["task"], **options)
 
 
 def encode_body(task: str, args: tuple[Any, ...], kwargs: dict[str, Any], names: tuple[str, ...]) -> bytes:
@@ -189,16 +189,16 @@ def encode_body(task: str, args: tuple[Any, ...], kwargs: dict[str, Any], names:
     """
     try:
         body = orjson.dumps((args, kwargs))
-        # orjson writes NaN and the infinities as null, silently; only then is it worth to look for one.
-        fault = _not_json_in((args, kwargs)) if b"null" in body else None
     except (TypeError, RecursionError):
-        body, fault = b"", ("", "a value that JSON cannot carry")
-    if fault:
-        named = {names[n] if n < len(names) else f"#{n + 1}": value for n, value in enumerate(args)} | kwargs
-        for name, value in named.items():
+        body = b""
+    # orjson writes NaN and the infinities as null, silently; only then is it worth to look for one.
+    if not body or b"null" in body:
+        positional = ((names[n] if n < len(names) else f"#{n + 1}", value) for n, value in enumerate(args))
+        for name, value in (*positional, *kwargs.items()):
             if found := _not_json_in(value):
                 raise NotJSON(f"{task}: argument {name}{found[0]} is {found[1]}; send JSON: {JSON_TYPES}")
-        raise NotJSON(f"{task}: the arguments hold {fault[1]}; send JSON: {JSON_TYPES}")
+        if not body:
+            raise NotJSON(f"{task}: the arguments hold a value that JSON cannot carry; send JSON: {JSON_TYPES}")
     if len(body) > MAX_PAYLOAD_BYTES:
         raise PayloadTooLarge(
             f"{task}: the arguments take {len(body):,} bytes, the limit is {MAX_PAYLOAD_BYTES:,}; "
@@ -235,16 +235,18 @@ def _not_json_in(value: Any, depth: int = 0) -> tuple[str, str] | None:
         return "", "nested too deeply"
     if isinstance(value, dict):
         for key, item in value.items():
-            if type(key) is not str:
+            if type(key) is not str or not _is_unicode(key):
                 return "", f"a dict with the {type(key).__qualname__} {key!r:.40} as a key"
             if found := _not_json_in(item, depth + 1):
                 return f"[{key!r:.40}]{found[0]}", found[1]
         return None
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field_ in dataclasses.fields(value):
+    if is_dataclass(value) and not isinstance(value, type):
+        for field_ in (it for it in fields(value) if it.name[0] != "_"):  # orjson leaves those out
             if found := _not_json_in(getattr(value, field_.name), depth + 1):
                 return f".{field_.name}{found[0]}", found[1]
         return None
+    if isinstance(value, Enum):
+        return _not_json_in(value.value, depth + 1)
     if isinstance(value, list) or type(value) is tuple:
         for index, item in enumerate(value):
             if found := _not_json_in(item, depth + 1):
@@ -258,3 +260,7 @@ def _not_json_in(value: Any, depth: int = 0) -> tuple[str, str] | None:
         said = f" ({error})" if kind in (int, str) else ""
         return "", f"{'an' if name[0] in 'aeiou' else 'a'} {name}{said}"
     return None
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= c <= "\udfff" for c in text)

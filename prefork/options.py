@@ -12,6 +12,7 @@ from prefork.errors import InvalidOption
 from prefork.retry import RetryDelay
 
 QUEUE_NAME = re.compile(r"[^\s{}:,]{1,100}")
+PREFIX = re.compile(r"[^\s{}]{1,100}")
 DAY_S = 86_400.0
 TEN_YEARS_S = 3650 * DAY_S
 
@@ -38,8 +39,15 @@ class TaskOptions:
 
 def queue_name(value: Any) -> str:
     """A queue's name: 1 to 100 characters, no space, comma, colon or brace. Raises InvalidOption."""
-    if not isinstance(value, str) or not QUEUE_NAME.fullmatch(value):
+    if not isinstance(value, str) or not QUEUE_NAME.fullmatch(value) or not value.isprintable():
         raise InvalidOption(f"queue_name={value!r}: a queue's name has 1 to 100 characters, no space , : {{ or }}")
+    return value
+
+
+def prefix(value: Any) -> str:
+    """What the names of all keys start with: 1 to 100 characters, no space or brace. Raises InvalidOption."""
+    if not isinstance(value, str) or not PREFIX.fullmatch(value) or not value.isprintable():
+        raise InvalidOption(f"prefix={value!r}: a prefix has 1 to 100 characters, no space {{ or }}")
     return value
 
 
@@ -75,7 +83,7 @@ def moment(name: str, value: Any, *, least: float) -> tuple[float | None, int | 
     if isinstance(value, datetime):
         if value.utcoffset() is None:
             raise InvalidOption(f"{name}={value!r}: the datetime is naive; give it a timezone, or pass a timedelta")
-        return None, round(value.timestamp() * 1000)
+        return None, max(0, round(value.timestamp() * 1000))
     return seconds(name, value, least=least), None
 
 

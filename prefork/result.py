@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Generic, Protocol, TypeVar
 
 import orjson
-import redis
 
 from prefork import message
-from prefork.broker.client import Client
+from prefork.broker.client import Client, Disturbed
 from prefork.errors import BadMessage, Cancelled, ResultUnavailable, TaskFailed, WaitTimeout
 
 R = TypeVar("R")
@@ -162,7 +161,7 @@ class TaskResult(Generic[R_co]):
                             raise WaitTimeout(f"{self.task_name} {self.id} is {self.status} after {timeout:g} s")
                         heard(left_s)
                         self.refresh()
-            except redis.RedisError:
+            except Disturbed:
                 time.sleep(0.05)  # the listening connection broke; `refresh` reports a broker that is really gone
                 self.refresh()
         if self.status is TaskStatus.SUCCESSFUL:
@@ -177,7 +176,9 @@ class TaskResult(Generic[R_co]):
         error = {"class": f"prefork.{Cancelled.__name__}", "message": "cancelled before it started", "traceback": ""}
         record = {"status": "FAILED", "task": self.task_name, "enqueued_ms": self._enqueued_ms, "finished_ms": now_ms}
         ttl_ms = self._app.result_ttl_ms(self.task_name)
-        record_bytes = orjson.dumps(record | {"attempts": 0, "errors": [error]})
+        before = message.State.decode(self._app.client.inspect(self.queue_name, self.id)[2])
+        record |= {"attempts": before.attempts, "started_ms": before.started_ms, "errors": [*before.errors, error]}
+        record_bytes = orjson.dumps(record)
         return self._app.client.cancel(self.queue_name, self.id, ttl_ms, record_bytes) == "cancelled"
 
     def _keeps_none(self) -> bool:
@@ -191,7 +192,7 @@ class TaskResult(Generic[R_co]):
         self._known = record
 
     def _take_state(self, raw: bytes, state: bytes | None) -> None:
-        self._known = orjson.loads(state) if state else {}
+        self._known = {name: it for name, it in asdict(message.State.decode(state)).items() if it}
         try:
             decoded = message.decode(self.id.encode(), self.queue_name, raw)
         except BadMessage:

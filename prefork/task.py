@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from typing import Any, Generic, ParamSpec, TypeVar, cast
+from typing import Any, Generic, ParamSpec, Self, TypeVar, cast
 
 from prefork import options as check
 from prefork.context import Context
@@ -38,13 +39,12 @@ class Task(Generic[P, R]):
         self._signature = _without_context(name, function, options.takes_context)
         self._positional = tuple(p.name for p in self._signature.parameters.values() if p.kind in POSITIONAL)
         self._arity = _plain_arity(self._signature)
-        self.__name__, self.__qualname__ = function.__name__, function.__qualname__
-        self.__doc__, self.__module__, self.__wrapped__ = function.__doc__, function.__module__, function
+        functools.update_wrapper(self, function, updated=())
 
     def __repr__(self) -> str:
         return f"<task {self.name}>"
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here, now. A task that takes its context gets one of its own."""
         if not self.options.takes_context:
             return cast(R, self.function(*args, **kwargs))
@@ -52,21 +52,21 @@ class Task(Generic[P, R]):
         returned = self.function(context, *args, **kwargs)
         if self.is_async:
             return cast(R, self._finish(returned, context))
-        self.app.enqueue_many(context.follow_ups)
+        self.app.enqueue_follow_ups(context.id, context.follow_ups)
         return cast(R, returned)
 
     async def _finish(self, coroutine: Coroutine[Any, Any, R], context: Context) -> R:
         returned = await coroutine
-        await self.app.aenqueue_many(context.follow_ups)
+        await asyncio.to_thread(self.app.enqueue_follow_ups, context.id, context.follow_ups)
         return returned
 
-    def s(self, *args: P.args, **kwargs: P.kwargs) -> Invocation[R]:
+    def s(self, /, *args: P.args, **kwargs: P.kwargs) -> Invocation[R]:
         """The task with these arguments, to be enqueued later. Raises InvalidArguments, NotJSON, PayloadTooLarge."""
         self._check(args, kwargs)
         payload = self._header + b"\n" + encode_body(self.name, args, kwargs, self._positional)
         return Invocation(self.app, self.name, self.queue_name, self.priority, self._at, payload)
 
-    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
+    def enqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
         """Send it to a worker; when this returns, the broker has accepted it.
 
         Raises InvalidArguments, NotJSON, PayloadTooLarge; BrokerError if the broker can't be used within the limit.
@@ -74,7 +74,7 @@ class Task(Generic[P, R]):
         invocation, id = self.s(*args, **kwargs), new_id()
         return invocation.result(id, self.app.client.enqueue(self.queue_name, [invocation.entry(id)]))
 
-    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
+    async def aenqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
         """As `enqueue`, without blocking the event loop."""
         return await asyncio.to_thread(self.enqueue, *args, **kwargs)
 
@@ -88,7 +88,7 @@ class Task(Generic[P, R]):
         max_retries: int | None = None,
         timeout: Duration | None = None,
         soft_timeout: Duration | None = None,
-    ) -> Task[P, R]:
+    ) -> Self:
         """The same task with other options, for the messages that are enqueued with it.
 
         `run_after`, `expires`: seconds or a timedelta from now, or an aware datetime. Raises InvalidOption.
@@ -125,6 +125,8 @@ class Task(Generic[P, R]):
             return
         try:
             self._signature.bind(*args, **kwargs)
+            if self.options.takes_context:  # a keyword may bear the name of the context
+                inspect.signature(self.function).bind(None, *args, **kwargs)
         except TypeError as error:
             raise InvalidArguments(f"{self.name}{self._signature}: {error}") from None
 
@@ -132,7 +134,7 @@ class Task(Generic[P, R]):
 class AsyncTask(Task[P, R]):
     """A task that is an `async def`: a plain call returns its coroutine; the result of a worker's run is R."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]
         """The coroutine, to be awaited here."""
         return cast(Coroutine[Any, Any, R], super().__call__(*args, **kwargs))
 

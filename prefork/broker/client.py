@@ -19,6 +19,7 @@ from prefork.broker.keys import Keys, queues_key
 from prefork.errors import BrokerError, EnqueueUncertain
 
 TRANSIENT = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError, OSError)
+Disturbed = redis.RedisError  # what `listen` raises when its connection breaks
 REFUSED = (redis.AuthenticationError, redis.exceptions.AuthorizationError)
 
 
@@ -61,8 +62,8 @@ class Client:
         self._address = where = address.resolve(self.url)
         # Two tries fit into the limit when nothing answers at all.
         options: dict[str, Any] = {
-            "socket_timeout": self.limit_s / 2 - 0.1,
-            "socket_connect_timeout": self.limit_s / 2 - 0.1,
+            "socket_timeout": max(self.limit_s / 4, self.limit_s / 2 - 0.1),
+            "socket_connect_timeout": max(self.limit_s / 4, self.limit_s / 2 - 0.1),
             "retry": Retry(NoBackoff(), 0),
             "client_name": "prefork-producer",
             "protocol": 2,

@@ -39,6 +39,7 @@ class Queue:
     owes_claim: bool = False
     woken: bool = False  # while a claim was in flight: what that one found is old
     due: Timer | None = None
+    due_ms: int = -1
 
 
 def shares(queues: list[Queue], n: int, *, strict: bool) -> list[tuple[Queue, int]]:
@@ -50,8 +51,8 @@ def shares(queues: list[Queue], n: int, *, strict: bool) -> list[tuple[Queue, in
     if strict or len(filled) < 2:
         return [(filled[0], n)] if filled else []
     total = sum(queue.weight for queue in filled)
-    given = [n * queue.weight // total for queue in filled]
-    for _ in range(n - sum(given)):
+    given = [n // total * queue.weight for queue in filled]  # whole rounds change no credit
+    for _ in range(n % total):
         for queue in filled:
             queue.credit += queue.weight
         best = max(range(len(filled)), key=lambda at: filled[at].credit)
@@ -122,12 +123,18 @@ class Claims:
 
     def due(self, queue: Queue, next_due_ms: int) -> None:
         """When the first of its delayed messages is due; -1 for none."""
+        if queue.due and queue.due_ms == next_due_ms:
+            return
         if queue.due:
             queue.due.cancel()
             queue.due = None
         if next_due_ms >= 0:
             delay_s = max(0.0, (next_due_ms - self._clock.now_ms()) / 1000) + 0.001
-            queue.due = self._loop.call_later(delay_s, lambda: self.wake(queue))
+            queue.due, queue.due_ms = self._loop.call_later(delay_s, lambda: self._fall_due(queue)), next_due_ms
+
+    def _fall_due(self, queue: Queue) -> None:
+        queue.due = None
+        self.wake(queue)
 
     def _ask(self, queue: Queue, n: int) -> None:
         queue.in_flight, queue.owes_claim, queue.woken = True, False, False
@@ -140,6 +147,7 @@ class Claims:
             if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("FENCED"):
                 self._fenced(str(reply))
             elif not isinstance(reply, Lost):  # what a lost claim took is put back after the reconnect
+                queue.owes_claim = True  # the marker that it may have popped is gone
                 self._refused(reply)
             return
         self._outage.ends()

@@ -27,6 +27,7 @@ class Expected(Protocol):
 
     expected_s: float
     serial: int  # in the order in which it was claimed
+    ready_since_s: float
 
 
 W = TypeVar("W", bound=Expected)
@@ -94,7 +95,7 @@ class Slot:
     def _rid_of(self, expected_s: float) -> None:
         self.outstanding -= 1
         # inf - inf is not a number
-        self.load_s = self.load_s - expected_s if self.outstanding and expected_s < inf else 0.0
+        self.load_s = max(0.0, self.load_s - expected_s) if self.outstanding and expected_s < inf else 0.0
 
     def lags(self, now_s: float) -> bool:
         """Whether what it is running takes longer than what anything should wait behind."""
@@ -107,12 +108,11 @@ class Dispatcher(Generic[W]):
     def __init__(self, slots: Iterable[Slot] = ()) -> None:
         self.ready: deque[W] = deque()
         self.slots: list[Slot] = list(slots)
-        self.ready_since_s = 0.0
 
     def add(self, work: list[W], now_s: float) -> None:
         """What was claimed, or taken back from a child: in the order in which it was claimed."""
-        if not self.ready:
-            self.ready_since_s = now_s
+        for one in work:
+            one.ready_since_s = now_s
         behind = not self.ready or not work or self.ready[-1].serial < work[0].serial
         self.ready.extend(work)
         if not behind:
@@ -153,7 +153,6 @@ class Dispatcher(Generic[W]):
                 given.append((slot, some))
             if not self.ready:
                 break
-        self.ready_since_s = now_s if given else self.ready_since_s
         return given
 
     def _fits(self, slot: Slot, work: W, now_s: float) -> bool:
@@ -163,10 +162,9 @@ class Dispatcher(Generic[W]):
 
     def stale(self, now_s: float) -> list[W]:
         """What was claimed and can't be handed out soon: it goes back to its queue, for other workers."""
-        if not self.ready or now_s - self.ready_since_s < STALE_S:
-            return []
-        stale = list(self.ready)
-        self.ready.clear()
+        stale = [work for work in self.ready if now_s - work.ready_since_s >= STALE_S]
+        if stale:
+            self.ready = deque(work for work in self.ready if now_s - work.ready_since_s < STALE_S)
         return stale
 
     def waits(self) -> bool:

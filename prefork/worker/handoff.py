@@ -50,6 +50,7 @@ class Order:
     expected_s: float
     serial: int  # in the order in which this master claimed them
     flags: int = 0
+    ready_since_s: float = 0.0
 
     def frame(self, number: int) -> tuple[bytes, bytes]:
         """Head and body, to be written one after the other."""
@@ -93,6 +94,7 @@ class MasterEnd:
         self.backlog = bytearray()
         self._number = 0
         self._answers = bytearray()
+        self._garbage = ""
 
     def child_end(self) -> ChildEnd:
         """In the child: its own ends; the master's are closed."""
@@ -155,6 +157,8 @@ class MasterEnd:
 
         Raises EOFError when there will be none any more, ValueError for garbage.
         """
+        if self._garbage:
+            raise ValueError(self._garbage)
         try:
             data = os.read(self.answer_r, 1 << 18)
         except BlockingIOError:
@@ -162,14 +166,18 @@ class MasterEnd:
         if not data:
             raise EOFError
         self._answers += data
-        return list(self._parse())
+        answers = list(self._parse())
+        if self._garbage and not answers:  # else the next call says so: what came before it is true
+            raise ValueError(self._garbage)
+        return answers
 
     def _parse(self) -> Iterator[Answer]:
         buffer, at, head = self._answers, 0, ANSWER.size
         while len(buffer) - at >= head:
             number, kind, size, ran_s, cpu_s, peak_kib = ANSWER.unpack_from(buffer, at)
             if kind > BOOT_FAILED or size > LARGEST_ANSWER:
-                raise ValueError(f"an answer of kind {kind} with {size} bytes")
+                self._garbage = f"an answer of kind {kind} with {size} bytes"
+                break
             if len(buffer) - at - head < size:
                 break
             yield Answer(number, kind, ran_s, cpu_s, peak_kib, bytes(buffer[at + head : at + head + size]))
@@ -247,7 +255,7 @@ class ChildEnd:
                 body = self._buffer[start : self._at]
                 return Given(
                     number, task, queue, flags, attempt, retried, retries, timeout_s, soft_s, enqueued_ms,
-                    id.rstrip(b"\0").decode(), body,
+                    id.rstrip(b"\0").decode("utf-8", "replace"), body,
                 )  # fmt: skip
 
     def _fill(self, size: int) -> bool:

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import pathlib
+import re
 import socket
 import sys
 import time
@@ -28,6 +29,7 @@ from prefork.worker.clock import ServerClock
 from prefork.worker.loop import Loop, Timer
 
 log = logging.getLogger("prefork")
+PID = re.compile("[1-9][0-9]{0,8}")
 
 
 def identity(serial: int) -> str:
@@ -39,7 +41,7 @@ def identity(serial: int) -> str:
 def has_died(worker: str) -> bool:
     """Whether this worker was a process of this host (this boot, this pid namespace) that is gone."""
     parts = worker.rsplit(":", 4)
-    if len(parts) != 5 or parts[0] != socket.gethostname() or parts[1] != _machine() or not parts[2].isdigit():
+    if len(parts) != 5 or parts[0] != socket.gethostname() or parts[1] != _machine() or not PID.fullmatch(parts[2]):
         return False
     pid = int(parts[2])
     try:
@@ -141,7 +143,7 @@ class Lease:
         if waiting:
             self._claims.wake(queue)
         for name, ends_ms in zip(leases[::2], leases[1::2], strict=True):
-            worker = name.decode()
+            worker = name.decode("utf-8", "backslashreplace")
             if worker != self.worker:
                 if has_died(worker):
                     self._take_over(queue, worker, "gone")

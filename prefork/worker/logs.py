@@ -113,6 +113,14 @@ class Printed(io.TextIOBase):
             for rest in list(self._rests.values()):  # threads that were left behind may still print
                 self._log("".join(rest))
             self._rests.clear()
+        self.flush()
+
+    def flush(self) -> None:
+        """Lines are written as they are completed; what was written as bytes waits in the stream beneath."""
+        try:
+            self.buffer.flush()
+        except (OSError, ValueError, AttributeError):  # a task may have closed it
+            return
 
     def writable(self) -> bool:
         """As for a file."""

@@ -23,15 +23,17 @@ READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 class Timer:
     """A call that is due at a time of the monotonic clock, unless it is cancelled."""
 
-    __slots__ = ("callback", "due_s")
+    __slots__ = ("_loop", "callback", "due_s")
 
-    def __init__(self, due_s: float, callback: Callback) -> None:
-        self.due_s = due_s
+    def __init__(self, loop: Loop, due_s: float, callback: Callback) -> None:
+        self._loop, self.due_s = loop, due_s
         self.callback: Callback | None = callback
 
     def cancel(self) -> None:
         """Forget the call."""
-        self.callback = None
+        if self.callback:
+            self.callback = None
+            self._loop.one_cancelled()
 
 
 class Loop:
@@ -41,6 +43,7 @@ class Loop:
         self._selector = selectors.DefaultSelector()
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = count()
+        self._cancelled = 0  # since the last sweep
         self._running = False
         self._signals: dict[int, Callback] = {}
         self._wake_r = self._wake_w = -1
@@ -78,9 +81,17 @@ class Loop:
 
     def call_later(self, delay_s: float, callback: Callback) -> Timer:
         """Call once, `delay_s` seconds from now."""
-        timer = Timer(time.monotonic() + delay_s, callback)
+        timer = Timer(self, time.monotonic() + delay_s, callback)
         heapq.heappush(self._timers, (timer.due_s, next(self._order), timer))
         return timer
+
+    def one_cancelled(self) -> None:
+        """Sweep cancelled timers out before they are many: one that is due next week would stay until then."""
+        self._cancelled += 1
+        if self._cancelled > 100 and self._cancelled > len(self._timers) // 2:
+            self._timers = [entry for entry in self._timers if entry[2].callback]
+            heapq.heapify(self._timers)
+            self._cancelled = 0
 
     def on_signals(self, handlers: dict[signal.Signals, Callback]) -> None:
         """Call, from the loop, when a signal has come. Replaces the process's handlers of these signals."""
@@ -134,5 +145,6 @@ class Loop:
         now_s = self.turned_s = time.monotonic()
         while self._timers and self._timers[0][0] <= now_s:
             timer = heapq.heappop(self._timers)[2]
-            if timer.callback:
-                timer.callback()
+            if callback := timer.callback:
+                timer.callback = None
+                callback()

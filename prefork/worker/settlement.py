@@ -20,7 +20,7 @@ from prefork.broker import verbs
 from prefork.broker.channel import Channel, Lost
 from prefork.broker.keys import Keys, queues_key
 from prefork.message import Message, State
-from prefork.options import DAY_S
+from prefork.options import DAY_S, TEN_YEARS_S
 from prefork.retry import default_retry_delay, unknown_task_delay_s
 from prefork.task import Task
 from prefork.worker import handoff
@@ -89,7 +89,7 @@ class Settlement:
         """A child has ended an attempt: done or failed."""
         message = order.message
         if answer.kind == handoff.FAILED:
-            self._failed(order, orjson.loads(answer.payload), answer.ran_s)
+            self._failed(order, _verdict(answer.payload), answer.ran_s)
             return
         task = self._tasks[message.header.task]
         ttl_ms = round(task.options.result_ttl_s * 1000)
@@ -126,10 +126,14 @@ class Settlement:
 
         def send(queue: str) -> None:
             if queue not in self._announced:  # so that it is found by `prefork queues` and `app.result`
-                channel.send_words(("SADD", queues_key(self._prefix), queue), lambda reply: None)
+                channel.send_words(("SADD", queues_key(self._prefix), queue), lambda reply: announced(queue, reply))
                 self._announced.add(queue)
             some = [entry for entry in entries if entry.queue == queue]
             channel.send(verbs.enqueue(Keys(self._prefix, queue), some), lambda reply: arrived(queue, reply))
+
+        def announced(queue: str, reply: Any) -> None:
+            if isinstance(reply, Exception):
+                self._announced.discard(queue)
 
         def arrived(queue: str, reply: Any) -> None:
             if done[0] not in outbox.held_back:
@@ -332,7 +336,9 @@ class Settlement:
         """Drop what is decided and not settled: another worker has it now. -> how many"""
         count = self.unsettled()
         for queue, outbox in self.outboxes.items():
+            outbox.held_back.clear()  # replies that are still due look there
             self.outboxes[queue] = Outbox(outbox.keys)
+        self._unsent_follow_ups.clear()
         return count
 
     def _refused(self, what: str, reply: Exception) -> None:
@@ -353,6 +359,20 @@ class Settlement:
         unsent, self._unsent_follow_ups = self._unsent_follow_ups, []
         for send in unsent:
             send()
+
+
+def _verdict(payload: bytes) -> dict[str, Any]:
+    """What a child says of a failure. What cannot be read (a task wrote into our pipe) is a failure all the same."""
+    try:
+        verdict: dict[str, Any] = orjson.loads(payload)
+        if not all(isinstance(verdict["error"][name], str) for name in ("class", "message", "traceback")):
+            raise TypeError
+    except (ValueError, TypeError, KeyError):
+        verdict = {"error": _error("BadMessage", "its child's answer cannot be read")}
+    delay_s = verdict.get("delay_s")
+    if not isinstance(delay_s, int | float) or not 0 <= delay_s <= TEN_YEARS_S:
+        verdict["delay_s"] = default_retry_delay(0)
+    return verdict
 
 
 def _error(kind: str, text: str) -> dict[str, Any]:

@@ -1,0 +1,511 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import gcd
+from typing import Any
+
+import hiredis
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefork.broker.channel import Lost
+from prefork.broker.keys import Keys
+from prefork.broker.verbs import Call
+from prefork.worker.claims import LARGEST_CLAIM, Claims, Queue, shares
+from prefork.worker.clock import ServerClock
+
+NOW_MS = 1764000000000
+
+
+def queues_of(*weights: int) -> list[Queue]:
+    return [Queue(Keys("p", f"q{n}"), weight) for n, weight in enumerate(weights)]
+
+
+# -- shares -----------------------------------------------------------------------------------------------------------
+
+WEIGHTS = st.lists(st.integers(1, 1000), min_size=1, max_size=6)
+
+
+@given(WEIGHTS, st.lists(st.integers(1, 1000), min_size=1, max_size=20), st.booleans())
+def test_the_shares_are_as_many_as_were_asked_for(weights: list[int], asked: list[int], strict: bool) -> None:
+    queues = queues_of(*weights)
+    for n in asked:
+        given_out = shares(queues, n, strict=strict)
+        assert sum(some for _, some in given_out) == n
+        assert all(some > 0 for _, some in given_out)
+        assert len({id(queue) for queue, _ in given_out}) == len(given_out)
+
+
+@given(WEIGHTS, st.integers(1, 1000), st.data())
+def test_nothing_is_asked_of_a_drained_queue(weights: list[int], n: int, data: st.DataObject) -> None:
+    queues = queues_of(*weights)
+    for queue in queues:
+        queue.drained = data.draw(st.booleans())
+    for strict in (True, False):
+        given_out = shares(queues, n, strict=strict)
+        assert not any(queue.drained for queue, _ in given_out)
+        assert sum(some for _, some in given_out) == (0 if all(queue.drained for queue in queues) else n)
+
+
+def test_strict_order_asks_the_first_that_has_any() -> None:
+    queues = queues_of(1, 1, 1)
+    assert shares(queues, 7, strict=True) == [(queues[0], 7)]
+    queues[0].drained = True
+    assert shares(queues, 7, strict=True) == [(queues[1], 7)]
+    queues[1].drained = queues[2].drained = True
+    assert shares(queues, 7, strict=True) == []
+
+
+@settings(max_examples=200)
+@given(st.lists(st.integers(1, 12), min_size=2, max_size=5), st.lists(st.integers(1, 40), min_size=1, max_size=8))
+def test_over_time_each_queue_gets_its_weight(weights: list[int], asked: list[int]) -> None:
+    queues = queues_of(*weights)
+    total, got = 0, dict.fromkeys(range(len(queues)), 0)
+    for turn in range(60):
+        n = asked[turn % len(asked)]
+        total += n
+        for queue, some in shares(queues, n, strict=False):
+            got[queues.index(queue)] += some
+        for at, weight in enumerate(weights):
+            fair = total * weight / sum(weights)
+            assert abs(got[at] - fair) <= len(weights), f"queue {at} of {weights} got {got[at]} of {total}, not {fair}"
+
+
+@pytest.mark.parametrize("n", range(1, 9))
+def test_three_to_one_is_three_to_one_whatever_is_asked_for_at_a_time(n: int) -> None:
+    queues = queues_of(3, 1)
+    got = [0, 0]
+    for _ in range(400 // gcd(400, n)):
+        for queue, some in shares(queues, n, strict=False):
+            got[queues.index(queue)] += some
+    assert got[0] / sum(got) == pytest.approx(0.75, abs=0.01)
+
+
+def test_the_shares_are_spread_and_do_not_come_in_blocks() -> None:
+    queues = queues_of(5, 1, 1)
+    story = [queues.index(shares(queues, 1, strict=False)[0][0]) for _ in range(14)]
+    assert story == [0, 0, 1, 0, 2, 0, 0] * 2  # as nginx gives it
+
+
+@settings(max_examples=100)
+@given(WEIGHTS.filter(lambda it: len(it) > 1), st.integers(0, 2**32), st.integers(1, 100))
+def test_no_queue_starves_while_others_run_dry_and_fill_again(weights: list[int], seed: int, n: int) -> None:
+    import random
+
+    rng = random.Random(seed)
+    queues = queues_of(*weights)
+    for _ in range(200):
+        for queue in queues[1:]:
+            queue.drained = rng.random() < 0.5
+        shares(queues, n, strict=False)
+        assert all(abs(queue.credit) <= 4 * sum(weights) * len(weights) for queue in queues)
+    for queue in queues:
+        queue.drained = False
+    waits = sum(weights) * (4 * len(weights) + 1)
+    got: set[int] = set()
+    while waits > 0 and len(got) < len(queues):
+        got |= {queues.index(queue) for queue, _ in shares(queues, n, strict=False)}
+        waits -= n
+    assert len(got) == len(queues)
+
+
+# -- claims -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Timer:
+    delay_s: float
+    callback: Any
+    live: bool = True
+
+    def cancel(self) -> None:
+        self.live = False
+
+
+@dataclass
+class Loop:
+    """Timers that fire when the test says so."""
+
+    timers: list[Timer] = field(default_factory=list)
+
+    def call_later(self, delay_s: float, callback: Any) -> Timer:
+        self.timers.append(Timer(delay_s, callback))
+        return self.timers[-1]
+
+    def live(self) -> list[Timer]:
+        return [timer for timer in self.timers if timer.live]
+
+    def fire(self) -> None:
+        timers = self.live()
+        self.timers.clear()
+        for timer in timers:
+            timer.callback()
+
+
+class Wire:
+    """Stands for a Channel: keeps what is sent until the test replies."""
+
+    def __init__(self) -> None:
+        self.ready = True
+        self.due: list[tuple[Any, Any]] = []
+
+    def send(self, call: Call, callback: Any, limit_s: float = 10) -> None:
+        self.due.append((call, callback))
+
+    def send_words(self, words: tuple[Any, ...], callback: Any, limit_s: float = 10) -> None:
+        self.due.append((words, callback))
+
+    def flush(self) -> None: ...
+
+    def reply(self, reply: Any) -> None:
+        """To the oldest command."""
+        self.due.pop(0)[1](reply)
+
+
+class Worker:
+    """Claims, with what they need and what they have said."""
+
+    def __init__(self, *weights: int, strict: bool = True) -> None:
+        self.loop, self.wire, self.blocker = Loop(), Wire(), Wire()
+        self.queues = queues_of(*(weights or (1,)))
+        self.claimed: list[tuple[str, list[bytes]]] = []
+        self.fenced: list[str] = []
+        self.claims = Claims(
+            self.loop, self.wire, self.blocker, ServerClock(), self.queues, strict=strict,  # type: ignore[arg-type]
+            claimed=lambda queue, ids, messages, states: self.claimed.append((queue, ids)), fenced=self.fenced.append,
+        )  # fmt: skip
+        self.claims.worker = "w"
+        self.claims.open = True
+        self.claims.blocker_up()
+        self.blocker.reply(17)  # CLIENT ID
+
+    def asks(self) -> list[tuple[str, int]]:
+        """The claims that wait for a reply: (queue, n)."""
+        return [
+            (call.keys[2].split("{")[1].split("}")[0], int(call.arguments[1]))
+            for call, _ in self.wire.due
+            if isinstance(call, Call)
+        ]
+
+    def blocks_on(self) -> set[str] | None:
+        """The markers of which queues it blocks on."""
+        if not self.blocker.due:
+            return None
+        words = self.blocker.due[0][0]
+        assert words[0] == "BZPOPMIN"
+        return {word.split("{")[1].split("}")[0] for word in words[1:-1]}
+
+    def found(self, n: int = 0, left: int = 0, next_due_ms: int = -1) -> None:
+        """The broker replies to the oldest claim."""
+        ids = [b"%032d" % k for k in range(n)]
+        self.wire.reply([NOW_MS, next_due_ms, left, ids, [b"m"] * n, []])
+
+    def woken(self, at: int = 0) -> None:
+        """The blocking connection has popped a marker."""
+        self.blocker.reply([self.queues[at].keys.wake.encode(), b"0", b"0"])
+
+    def asleep(self) -> None:
+        """Claim until everything is drained."""
+        self.claims.turn(1)
+        while self.wire.due:
+            if isinstance(self.wire.due[0][0], Call):
+                self.found()
+            else:  # CLIENT UNBLOCK
+                self.wire.reply(1)
+                self.blocker.reply(None)
+            self.claims.turn(1)
+        assert self.blocks_on() == {queue.keys.queue for queue in self.queues}
+
+
+def test_it_asks_for_what_there_is_room_for_and_hands_on_what_comes() -> None:
+    it = Worker()
+    it.claims.turn(5)
+    assert it.asks() == [("q0", 5)]
+    it.claims.turn(5)
+    assert it.asks() == [("q0", 5)]  # one at a time
+    it.found(5, left=3)
+    assert [(queue, len(ids)) for queue, ids in it.claimed] == [("q0", 5)]
+    it.claims.turn(2)
+    assert it.asks() == [("q0", 2)]
+    assert it.blocks_on() is None
+
+
+def test_it_asks_for_no_more_than_a_script_should_carry() -> None:
+    it = Worker()
+    it.claims.turn(10**6)
+    assert it.asks() == [("q0", LARGEST_CLAIM)]
+
+
+def test_without_room_it_asks_for_nothing_and_does_not_sleep_on_what_is_not_drained() -> None:
+    it = Worker()
+    it.claims.turn(0)
+    it.found(0, left=9)  # the claim that the start owes
+    it.claims.turn(0)
+    assert it.asks() == []
+    assert it.blocks_on() is None
+
+
+def test_an_idle_worker_sleeps_on_the_marker_and_asks_nothing() -> None:
+    it = Worker()
+    it.asleep()
+    for _ in range(5):
+        it.claims.turn(3)
+    assert it.asks() == []
+    assert len(it.blocker.due) == 1
+    assert it.claims.all_drained
+
+
+def test_a_full_reply_may_have_left_more_behind() -> None:
+    it = Worker()
+    it.claims.turn(3)
+    it.found(3, left=0)
+    it.claims.turn(3)
+    assert it.asks() == [("q0", 3)]
+
+
+def test_a_short_reply_that_left_something_is_asked_again() -> None:
+    it = Worker()
+    it.claims.turn(3)
+    it.found(1, left=2)
+    it.claims.turn(3)
+    assert it.asks() == [("q0", 3)]
+
+
+def test_who_is_woken_asks() -> None:
+    it = Worker()
+    it.asleep()
+    it.woken()
+    it.claims.turn(4)
+    assert it.asks() == [("q0", 4)]
+
+
+def test_who_is_woken_without_room_claims_nothing_so_that_the_marker_is_set_again() -> None:
+    it = Worker()
+    it.asleep()
+    it.woken()
+    it.claims.turn(0)
+    assert it.asks() == [("q0", 0)]
+    it.found(0, left=5)
+    it.claims.turn(0)
+    assert it.asks() == []  # once is enough: the script has woken another
+    it.claims.turn(2)
+    assert it.asks() == [("q0", 2)]
+
+
+def test_a_claim_for_nothing_that_found_nothing_sleeps_again() -> None:
+    it = Worker()
+    it.asleep()
+    it.woken()
+    it.claims.turn(0)
+    it.found(0, left=0)
+    it.claims.turn(0)
+    assert it.blocks_on() == {"q0"}
+
+
+def test_a_wake_up_that_comes_while_a_claim_is_on_its_way_is_not_lost() -> None:
+    it = Worker(1, 1)
+    it.asleep()
+    it.claims.wake(it.queues[0])
+    it.claims.turn(3)
+    assert it.asks() == [("q0", 3)]
+    it.woken(0)
+    it.found(0)  # what this one found is older than the wake-up
+    it.claims.turn(3)
+    assert it.asks() == [("q0", 3)]
+    it.found(0)
+    it.claims.turn(3)
+    assert it.asks() == []
+    assert it.claims.all_drained
+
+
+def test_a_wake_up_while_a_claim_is_on_its_way_is_paid_for_also_without_room() -> None:
+    it = Worker()
+    it.asleep()
+    it.claims.wake(it.queues[0])
+    it.claims.turn(3)
+    it.woken()
+    it.found(3, left=0)
+    it.claims.turn(0)
+    assert it.asks() == [("q0", 0)]
+
+
+def test_nil_from_the_marker_blocks_again_and_asks_nothing() -> None:
+    it = Worker()
+    it.asleep()
+    it.blocker.reply(None)
+    it.claims.turn(3)
+    assert it.asks() == []
+    assert it.blocks_on() == {"q0"}
+
+
+def test_a_queue_that_runs_dry_later_is_slept_on_as_well() -> None:
+    it = Worker(1, 1, strict=False)
+    for queue in it.queues:
+        queue.owes_claim = False
+    it.queues[1].drained = True
+    it.claims.turn(2)
+    assert it.blocks_on() == {"q1"}
+    it.found(0)
+    it.claims.turn(2)
+    assert it.wire.due[0][0] == ("CLIENT", "UNBLOCK", 17)
+    it.claims.turn(2)
+    assert len(it.wire.due) == 1  # once
+    it.wire.reply(1)
+    it.blocker.reply(None)
+    it.claims.turn(2)
+    assert it.blocks_on() == {"q0", "q1"}
+
+
+def test_the_first_queue_is_asked_as_soon_as_it_wakes() -> None:
+    it = Worker(1, 1)
+    it.asleep()
+    it.claims.wake(it.queues[1])
+    it.claims.turn(2)
+    assert it.asks() == [("q1", 2)]
+    it.woken(0)
+    it.claims.turn(2)
+    it.found(2, left=5)  # q1's
+    it.claims.turn(2)
+    assert it.asks()[0][0] == "q0"
+
+
+# -- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+def test_a_claim_whose_reply_is_lost_is_asked_again_when_the_connection_is_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    it = Worker()
+    it.claims.turn(3)
+    it.claims.open = False
+    it.wire.reply(Lost("gone"))
+    assert not it.claims.in_flight
+    assert not it.fenced
+    assert not caplog.records
+    it.claims.turn(3)
+    assert it.asks() == []
+    it.claims.open = True
+    it.claims.wake_all()
+    it.claims.turn(3)
+    assert it.asks() == [("q0", 3)]
+
+
+def test_a_claim_that_is_refused_is_asked_again_after_a_pause(caplog: pytest.LogCaptureFixture) -> None:
+    it = Worker()
+    it.claims.turn(3)
+    it.wire.reply(hiredis.ReplyError("OOM command not allowed"))
+    assert caplog.text.count("OOM command not allowed") == 1
+    it.claims.turn(3)
+    assert it.asks() == []
+    it.loop.fire()
+    it.claims.turn(3)
+    assert it.asks() == [("q0", 3)]
+
+
+def test_the_claim_that_a_popped_marker_owes_is_still_owed_after_a_refusal() -> None:
+    it = Worker()
+    it.asleep()
+    it.woken()
+    it.claims.turn(0)
+    assert it.asks() == [("q0", 0)]
+    it.wire.reply(hiredis.ReplyError("LOADING"))
+    it.loop.fire()
+    it.claims.turn(0)
+    assert it.asks() == [("q0", 0)]
+
+
+def test_a_worker_without_its_lease_is_told_so() -> None:
+    it = Worker()
+    it.claims.turn(3)
+    it.wire.reply(hiredis.ReplyError("FENCED the lease of w is gone"))
+    assert it.fenced == ["FENCED the lease of w is gone"]
+
+
+def test_after_the_blocking_connection_broke_everything_is_asked_once() -> None:
+    it = Worker(1, 1)
+    it.asleep()
+    it.blocker.reply(Lost("gone"))
+    it.blocker.ready = False
+    it.claims.turn(1)
+    assert it.blocker.due == []
+    it.blocker.ready = True
+    it.claims.blocker_up()
+    it.blocker.reply(18)
+    it.claims.turn(0)
+    assert it.asks() == [("q0", 0), ("q1", 0)]
+
+
+def test_a_refused_block_is_not_repeated_without_a_pause(caplog: pytest.LogCaptureFixture) -> None:
+    it = Worker()
+    it.asleep()
+    it.blocker.reply(hiredis.ReplyError("NOPERM"))
+    assert "NOPERM" in caplog.text
+    it.claims.turn(1)
+    assert it.blocker.due == []
+    it.loop.fire()
+    it.claims.turn(1)
+    assert len(it.blocker.due) == 1
+
+
+def test_nothing_is_asked_before_the_lease_is_held_or_while_the_connection_is_down() -> None:
+    it = Worker()
+    it.claims.open = False
+    it.claims.turn(3)
+    it.claims.open = True
+    it.wire.ready = False
+    it.claims.turn(3)
+    assert it.asks() == []
+    it.wire.ready = True
+    it.claims.close()
+    it.claims.turn(3)
+    assert it.asks() == []
+
+
+# -- delayed messages -------------------------------------------------------------------------------------------------
+
+
+def test_a_delayed_message_is_claimed_when_it_is_due() -> None:
+    it = Worker()
+    it.claims.turn(1)
+    it.found(0, next_due_ms=NOW_MS + 5000)
+    (timer,) = it.loop.live()
+    assert 4.9 < timer.delay_s <= 5.01
+    it.claims.turn(1)
+    assert it.asks() == []
+    it.loop.fire()
+    it.claims.turn(1)
+    assert it.asks() == [("q0", 1)]
+
+
+def test_what_is_overdue_is_claimed_at_once() -> None:
+    it = Worker()
+    it.claims.turn(1)
+    it.found(0, next_due_ms=NOW_MS - 5000)
+    assert 0 <= it.loop.live()[0].delay_s <= 0.01
+
+
+def test_each_reply_says_anew_when_the_next_one_is_due() -> None:
+    it = Worker()
+    for delay_ms in (5000, 3000, 9000, -1):
+        it.claims.wake(it.queues[0])
+        it.claims.turn(1)
+        it.found(0, next_due_ms=NOW_MS + delay_ms if delay_ms >= 0 else -1)
+        assert [round(timer.delay_s) for timer in it.loop.live()] == [delay_ms // 1000] * (delay_ms >= 0)
+
+
+def test_a_busy_worker_does_not_set_a_timer_for_each_reply_that_says_the_same() -> None:
+    it = Worker()
+    for _ in range(1000):
+        it.claims.turn(1)
+        it.found(1, left=1, next_due_ms=NOW_MS + 10**9)
+    assert len(it.loop.live()) == 1
+    assert len(it.loop.timers) <= 50
+
+
+def test_after_the_end_no_timer_is_left() -> None:
+    it = Worker()
+    it.claims.turn(1)
+    it.found(0, next_due_ms=NOW_MS + 5000)
+    it.claims.close()
+    assert it.loop.live() == []

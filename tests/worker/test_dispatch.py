@@ -1,0 +1,482 @@
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import count
+from math import inf
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefork.worker.dispatch import AHEAD_S, LAG_S, MAX_DEPTH, STALE_S, Dispatcher, RunTimes, Slot
+
+# -- run times --------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_never_seen_may_take_for_ever() -> None:
+    times = RunTimes()
+    assert times.expect_s("t") == inf
+    assert times.mix_s == inf
+    times.observe("other", 0.001)
+    assert times.expect_s("t") == inf
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50))
+def test_what_is_expected_is_a_number_whatever_was_seen(runs: list[float]) -> None:
+    times = RunTimes()
+    for ran_s in runs:
+        times.observe("t", ran_s)
+        assert 0 < times.expect_s("t") < inf
+        assert 0 < times.mix_s < inf
+    assert times.mix_s <= max(runs) + 1e-4
+
+
+@given(st.floats(0, 10), st.integers(40, 80))
+def test_what_always_takes_the_same_is_soon_expected_to(ran_s: float, n: int) -> None:
+    times = RunTimes()
+    for _ in range(n):
+        times.observe("t", ran_s)
+    assert times.expect_s("t") == pytest.approx(ran_s, rel=0.01, abs=1e-4)
+
+
+def test_what_varies_is_expected_to_take_longer_than_its_mean() -> None:
+    times = RunTimes()
+    for n in range(200):
+        times.observe("t", 0.001 if n % 2 else 0.003)
+    assert 0.003 < times.expect_s("t") < 0.005
+
+
+def test_names_are_learnt_apart() -> None:
+    times = RunTimes()
+    for _ in range(50):
+        times.observe("short", 1e-4)
+        times.observe("long", 1.0)
+    assert times.expect_s("short") < AHEAD_S < times.expect_s("long")
+
+
+# -- slots ------------------------------------------------------------------------------------------------------------
+
+EXPECTED = st.sampled_from([1e-5, 1e-4, 3e-4, 0.0011, 0.1, 30.0, inf]) | st.floats(1e-5, 1e3)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["handed", "answered", "taken_back"]), EXPECTED), max_size=60))
+def test_the_load_of_a_child_is_never_negative_and_always_a_number(events: list[tuple[str, float]]) -> None:
+    slot, held, now_s = Slot(open=True), deque[float](), 0.0
+    for what, expected_s in events:
+        now_s += 0.001
+        if what == "handed":
+            slot.handed(expected_s, now_s)
+            held.append(expected_s)
+        elif held:
+            getattr(slot, what)(held.popleft(), now_s) if what == "answered" else slot.taken_back(held.pop())
+        assert slot.outstanding == len(held)
+        assert not math.isnan(slot.load_s)
+        assert slot.load_s >= -1e-9
+        if not held:
+            assert slot.load_s == 0
+            assert not slot.lags(now_s + 100)
+
+
+def test_a_child_that_runs_something_for_too_long_lags() -> None:
+    slot = Slot(open=True)
+    slot.handed(1e-4, 10.0)
+    slot.handed(1e-4, 10.001)
+    assert not slot.lags(10.0 + LAG_S / 2)
+    assert slot.lags(10.0 + LAG_S * 1.1)
+    slot.answered(1e-4, 10.004)  # the next one has begun
+    assert not slot.lags(10.004 + LAG_S / 2)
+    assert slot.lags(10.004 + LAG_S * 1.1)
+
+
+# -- to whom ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Work:
+    expected_s: float
+    serial: int = 0
+    name: str = "t"
+
+
+def works(n: int, expected_s: float, first: int = 0) -> list[Work]:
+    return [Work(expected_s, first + k) for k in range(n)]
+
+
+SLOTS = st.lists(
+    st.builds(
+        lambda open, loads: (open, loads), st.booleans(), st.lists(st.sampled_from([1e-5, 1e-4, 1e-3, inf]), max_size=4)
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def slots_of(drawn: list[tuple[bool, list[float]]], now_s: float) -> list[Slot]:
+    slots = []
+    for open, loads in drawn:
+        slot = Slot(open=open)
+        for load_s in loads:
+            slot.handed(load_s, now_s)
+        slots.append(slot)
+    return slots
+
+
+@given(SLOTS, st.lists(EXPECTED, max_size=200), st.floats(0, 0.01))
+def test_what_is_ready_is_handed_out_in_order_and_nobody_stays_idle(
+    drawn: list[tuple[bool, list[float]]], expected: list[float], later_s: float
+) -> None:
+    slots = slots_of(drawn, 5.0)
+    before = [slot.outstanding for slot in slots]
+    dispatcher: Dispatcher[Work] = Dispatcher(slots)
+    ready = [Work(expected_s, n) for n, expected_s in enumerate(expected)]
+    dispatcher.add(ready, 5.0)
+    lagging = [slot.lags(5.0 + later_s) for slot in slots]
+    given_out = dispatcher.assign(5.0 + later_s)
+
+    handed = [work for _, some in given_out for work in some]
+    assert [work.serial for work in handed] == list(range(len(handed)))
+    assert handed + list(dispatcher.ready) == ready  # nothing lost, nothing doubled, what is left in its order
+    assert len({id(slot) for slot, _ in given_out}) == len(given_out)
+    for slot, some in given_out:
+        at = slots.index(slot)
+        assert slot.open
+        assert slot.outstanding == before[at] + len(some) <= MAX_DEPTH
+        assert not (before[at] and lagging[at])
+        if slot.outstanding > 1:  # about two milliseconds of work ahead, or one message
+            assert slot.load_s <= AHEAD_S
+    if dispatcher.ready:
+        assert all(slot.outstanding for slot in slots if slot.open)
+
+
+def test_what_is_ready_is_shared_evenly() -> None:
+    dispatcher: Dispatcher[Work] = Dispatcher([Slot(open=True) for _ in range(4)])
+    dispatcher.add(works(20, 1e-5), 0.0)
+    assert [len(some) for _, some in dispatcher.assign(0.0)] == [5, 5, 5, 5]
+
+
+def test_who_has_nothing_comes_first() -> None:
+    busy, idle = Slot(open=True), Slot(open=True)
+    busy.handed(1e-5, 0.0)
+    dispatcher: Dispatcher[Work] = Dispatcher([busy, idle])
+    dispatcher.add(works(1, 1e-5), 0.0)
+    assert [slot for slot, _ in dispatcher.assign(0.0)] == [idle]
+
+
+@pytest.mark.parametrize("expected_s", [inf, 0.0021, 3.0])
+def test_what_is_long_or_unknown_is_handed_out_one_by_one(expected_s: float) -> None:
+    slots = [Slot(open=True) for _ in range(3)]
+    dispatcher: Dispatcher[Work] = Dispatcher(slots)
+    dispatcher.add(works(10, expected_s), 0.0)
+    assert [len(some) for _, some in dispatcher.assign(0.0)] == [1, 1, 1]
+    assert dispatcher.assign(0.0) == []
+    slots[1].answered(expected_s, 1.0)
+    assert [(slot is slots[1], [work.serial for work in some]) for slot, some in dispatcher.assign(1.0)] == [
+        (True, [3])
+    ]
+
+
+def test_nothing_is_put_behind_a_task_that_takes_long() -> None:
+    slot = Slot(open=True)
+    slot.handed(1e-4, 0.0)
+    dispatcher: Dispatcher[Work] = Dispatcher([slot])
+    dispatcher.add(works(3, 1e-4), 0.0)
+    assert dispatcher.assign(LAG_S * 1.1) == []
+
+
+def test_a_closed_child_is_given_nothing() -> None:
+    dispatcher: Dispatcher[Work] = Dispatcher([Slot(open=False)])
+    dispatcher.add(works(3, 1e-4), 0.0)
+    assert dispatcher.assign(0.0) == []
+    assert dispatcher.wanted(inf, 0.0) == 0
+    assert len(dispatcher.ready) == 3
+
+
+def test_a_child_is_given_no_more_than_it_has_left_before_it_is_recycled() -> None:
+    slot = Slot(open=True, left=3)
+    dispatcher: Dispatcher[Work] = Dispatcher([slot])
+    dispatcher.add(works(10, 1e-5), 0.0)
+    assert [len(some) for _, some in dispatcher.assign(0.0)] == [3]
+    slot.taken_back(1e-5)
+    assert [len(some) for _, some in dispatcher.assign(0.0)] == [1]
+    for _ in range(3):
+        slot.answered(1e-5, 0.1)
+    assert dispatcher.assign(0.1) == []
+
+
+def test_what_was_taken_back_comes_before_what_was_claimed_after_it_and_among_its_like() -> None:
+    dispatcher: Dispatcher[Work] = Dispatcher([])
+    dispatcher.add(works(2, 1.0, first=5), 0.0)
+    dispatcher.add(works(3, 1.0, first=1), 0.0)
+    assert [work.serial for work in dispatcher.ready] == [1, 2, 3, 5, 6]
+    dispatcher.add([], 0.0)
+    dispatcher.add(works(2, 1.0, first=7), 0.0)
+    dispatcher.add(works(1, 1.0, first=4), 0.0)
+    assert [work.serial for work in dispatcher.ready] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_what_cannot_be_handed_out_for_a_while_goes_back() -> None:
+    slot = Slot(open=True)
+    slot.handed(inf, 0.0)
+    dispatcher: Dispatcher[Work] = Dispatcher([slot])
+    dispatcher.add(works(3, 1.0), 1.0)
+    assert dispatcher.stale(1.0 + STALE_S / 2) == []
+    assert [work.serial for work in dispatcher.stale(1.0 + STALE_S * 1.1)] == [0, 1, 2]
+    assert not dispatcher.ready
+    assert dispatcher.stale(99.0) == []
+
+
+def test_what_came_a_moment_ago_is_not_stale_because_something_was_before() -> None:
+    dispatcher: Dispatcher[Work] = Dispatcher([])
+    dispatcher.add(works(3, 1.0), 1.0)
+    dispatcher.stale(2.0)
+    dispatcher.add(works(1, 1.0), 5.0)
+    assert dispatcher.stale(5.0 + STALE_S / 2) == []
+
+
+# -- how much to claim ------------------------------------------------------------------------------------------------
+
+
+@given(SLOTS, st.integers(0, 300), st.floats(1e-6, 100) | st.just(inf), st.floats(0, 0.01))
+def test_what_is_wanted_has_its_bounds(
+    drawn: list[tuple[bool, list[float]]], ready: int, mix_s: float, later_s: float
+) -> None:
+    slots = slots_of(drawn, 5.0)
+    dispatcher: Dispatcher[Work] = Dispatcher(slots)
+    dispatcher.add(works(ready, 1e-4), 5.0)
+    now_s = 5.0 + later_s
+    wanted = dispatcher.wanted(mix_s, now_s)
+    idle = sum(slot.open and not slot.outstanding for slot in slots)
+    open_slots = sum(slot.open for slot in slots)
+    assert 0 <= wanted <= 2 * MAX_DEPTH * open_slots
+    if not any(slot.open and not slot.lags(now_s) for slot in slots):
+        assert wanted == 0  # nobody is free, and nobody soon will be
+    if mix_s >= AHEAD_S:
+        assert wanted == max(0, idle - ready)  # what is long is claimed only for those who can start it now
+    assert wanted + ready <= max(ready, 2 * MAX_DEPTH * open_slots)
+    if idle > ready:
+        assert wanted > 0
+
+
+# -- a simulated worker -----------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Child:
+    slot: Slot = field(default_factory=lambda: Slot(open=True))
+    queue: deque[Work] = field(default_factory=deque)  # its token pipe
+    running: Work | None = None
+    began_s: float = 0.0
+
+
+class Simulation:
+    """A master with its children in simulated time: claims take a round trip, tasks their durations."""
+
+    def __init__(self, children: int, durations: dict[str, float], names: list[str], round_trip_s: float) -> None:
+        self.now_s = 100.0
+        self.durations, self.round_trip_s = durations, round_trip_s
+        self.broker = deque(Work(0.0, n, name) for n, name in enumerate(names))
+        self.children = [Child() for _ in range(children)]
+        self.dispatcher: Dispatcher[Work] = Dispatcher([child.slot for child in self.children])
+        self.times = RunTimes()
+        self.events: list[tuple[float, int, object]] = []
+        self.order = count()
+        self.claiming = self.lag_armed = False
+        self.started: list[Work] = []
+        self.done: list[Work] = []
+        self.given_back = 0
+        self.longest_wait_s = 0.0  # of a message behind another in a child, over what that one has run already
+        self.deepest = 0
+        self.turns = 0
+
+    def at(self, delay_s: float, what: object) -> None:
+        heapq.heappush(self.events, (self.now_s + delay_s, next(self.order), what))
+
+    def run(self) -> None:
+        self.turn()
+        while self.events:
+            self.now_s, _, what = heapq.heappop(self.events)
+            what()  # type: ignore[operator]
+            self.turn()
+
+    def turn(self) -> None:
+        self.turns += 1
+        assert self.turns < 200_000
+        for slot, some in self.dispatcher.assign(self.now_s):
+            child = next(child for child in self.children if child.slot is slot)
+            child.queue.extend(some)
+            self.go_on(child)
+        for child in self.children:
+            slot = child.slot
+            assert slot.outstanding == len(child.queue) + (child.running is not None)
+            assert not math.isnan(slot.load_s)
+            assert slot.load_s >= -1e-9
+            self.deepest = max(self.deepest, slot.outstanding)
+            if child.queue:
+                self.longest_wait_s = max(self.longest_wait_s, self.now_s - child.began_s)
+            if self.dispatcher.ready:
+                assert slot.outstanding, "a child idles while something is ready"
+        if self.dispatcher.waits() and not self.lag_armed:
+            self.lag_armed = True
+            self.at(LAG_S, self.look)
+        wanted = self.dispatcher.wanted(self.times.mix_s, self.now_s)
+        assert wanted >= 0
+        if wanted and not self.claiming and self.broker:
+            self.claiming = True
+            taken = [self.broker.popleft() for _ in range(min(wanted, len(self.broker)))]
+            self.at(self.round_trip_s, lambda: self.claimed(taken))
+
+    def claimed(self, taken: list[Work]) -> None:
+        self.claiming = False
+        for work in taken:
+            work.expected_s = self.times.expect_s(work.name)
+        self.dispatcher.add(taken, self.now_s)
+
+    def go_on(self, child: Child) -> None:
+        if child.running is None and child.queue:
+            child.running, child.began_s = work, _ = child.queue.popleft(), self.now_s
+            self.started.append(work)
+            self.at(self.durations[work.name], lambda: self.answer(child, work))
+
+    def answer(self, child: Child, work: Work) -> None:
+        child.running = None
+        self.done.append(work)
+        self.times.observe(work.name, self.durations[work.name])
+        child.slot.answered(work.expected_s, self.now_s)
+        self.go_on(child)
+
+    def look(self) -> None:
+        self.lag_armed = False
+        for child in self.children:
+            if child.slot.outstanding > 1 and child.slot.lags(self.now_s):
+                back, child.queue = list(child.queue), deque()
+                for work in back:
+                    child.slot.taken_back(work.expected_s)
+                self.dispatcher.add(back, self.now_s)
+        stale = self.dispatcher.stale(self.now_s)
+        self.given_back += len(stale)
+        self.broker.extendleft(reversed(stale))
+
+
+DURATIONS = st.sampled_from([0.0, 1e-5, 1e-4, 5e-4, 1e-3, 0.0019, 0.0025, 0.005, 0.05, 1.0, 30.0])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(1, 5),
+    st.fixed_dictionaries(dict.fromkeys("abc", DURATIONS)),
+    st.lists(st.sampled_from("abc"), min_size=1, max_size=300),
+    st.sampled_from([1e-4, 1e-3, 0.01, 0.5]),
+)
+def test_every_message_is_run_once_and_none_waits_behind_a_long_one(
+    children: int, durations: dict[str, float], names: list[str], round_trip_s: float
+) -> None:
+    it = Simulation(children, durations, names, round_trip_s)
+    it.run()
+    assert sorted(work.serial for work in it.done) == list(range(len(names)))
+    assert len(it.started) == len(names)
+    assert not it.dispatcher.ready
+    assert it.deepest <= MAX_DEPTH
+    assert it.longest_wait_s <= 2 * LAG_S + 1e-9  # seen at the next look, which comes within LAG_S
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 300), DURATIONS, st.sampled_from([1e-4, 0.01]))
+def test_one_child_starts_equal_messages_in_their_order(n: int, duration_s: float, round_trip_s: float) -> None:
+    it = Simulation(1, {"a": duration_s}, ["a"] * n, round_trip_s)
+    it.run()
+    assert [work.serial for work in it.started] == list(range(n))
+
+
+@pytest.mark.parametrize("children", [1, 2, 10])
+@pytest.mark.parametrize("duration_s", [1e-5, 1e-4, 1e-3])
+def test_children_that_run_short_tasks_hardly_ever_wait_for_a_round_trip(children: int, duration_s: float) -> None:
+    it = Simulation(children, {"a": duration_s}, ["a"] * 20_000, 2e-4)
+    it.run()
+    shortest_s = 20_000 * duration_s / children
+    assert it.now_s - 100 < 1.5 * shortest_s + 0.02
+    assert it.given_back == 0
+
+
+def test_short_tasks_pass_by_a_child_that_is_stuck() -> None:
+    names = ["short"] * 200 + ["long"] + ["short"] * 2000
+    it = Simulation(3, {"short": 1e-4, "long": 60.0}, names, 2e-4)
+    it.run()
+    last_short = max(k for k, work in enumerate(it.done) if work.name == "short")
+    assert last_short == len(it.done) - 2
+    assert it.done[-1].name == "long"
+    assert it.started[-1].serial > it.done[-1].serial
+
+
+def test_tasks_that_become_long_are_given_back_so_that_other_workers_can_run_them() -> None:
+    it = Simulation(2, {"a": 1e-4, "b": 1.0}, ["a"] * 3000 + ["b"] * 100, 2e-4)
+    since: dict[int, float] = {}
+    longest_s = 0.0
+    turn = it.turn
+
+    def watched() -> None:
+        nonlocal longest_s
+        turn()
+        held = {work.serial for work in it.dispatcher.ready if work.name == "b"}
+        for serial in held | since.keys():
+            longest_s = max(longest_s, it.now_s - since.setdefault(serial, it.now_s))
+            if serial not in held:
+                del since[serial]
+
+    it.turn = watched  # type: ignore[method-assign]
+    it.run()
+    assert len(it.done) == 3100
+    assert longest_s <= STALE_S + 2 * LAG_S
+
+
+def test_what_is_ready_does_not_stay_because_a_little_of_it_is_handed_out_now_and_then() -> None:
+    """Two children run tasks of 15 ms: 100 claimed ones would keep this worker busy for most of a second."""
+    slots = [Slot(open=True), Slot(open=True)]
+    dispatcher: Dispatcher[Work] = Dispatcher(slots)
+    dispatcher.add(works(100, 0.015), 0.0)
+    now_s = 0.0
+    while dispatcher.ready and now_s < 0.1:
+        for slot in slots:
+            if slot.outstanding:
+                slot.answered(0.015, now_s)
+        dispatcher.assign(now_s)
+        if dispatcher.stale(now_s + LAG_S):
+            return
+        now_s += 0.015
+    assert not dispatcher.ready, f"{len(dispatcher.ready)} are still held after {now_s:.3f} s"
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32))
+def test_closing_and_opening_children_loses_nothing(seed: int) -> None:
+    rng = random.Random(seed)
+    slots = [Slot(open=True) for _ in range(4)]
+    held: list[deque[Work]] = [deque() for _ in slots]
+    dispatcher: Dispatcher[Work] = Dispatcher(slots)
+    seen: list[int] = []
+    now_s, number = 0.0, 0
+    for _ in range(300):
+        now_s += rng.choice([1e-4, 1e-3, 0.01])
+        if rng.random() < 0.3:
+            n = dispatcher.wanted(rng.choice([1e-5, 1e-3, 1.0, inf]), now_s)
+            dispatcher.add(works(n, rng.choice([1e-5, 1e-3, inf]), first=number), now_s)
+            number += n
+        for slot, some in dispatcher.assign(now_s):
+            held[slots.index(slot)].extend(some)
+        at = rng.randrange(4)
+        if held[at] and rng.random() < 0.7:
+            work = held[at].popleft()
+            slots[at].answered(work.expected_s, now_s)
+            seen.append(work.serial)
+        if rng.random() < 0.1:  # the child died: another one takes its place
+            dispatcher.add(list(held[at]), now_s)
+            held[at].clear()
+            slots[at] = Slot(open=rng.random() < 0.8)
+            dispatcher.slots = slots
+        elif rng.random() < 0.1:
+            slots[at].open = not slots[at].open
+    rest = [work.serial for work in dispatcher.ready] + [work.serial for some in held for work in some]
+    assert sorted(seen + rest) == list(range(number))
