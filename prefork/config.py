@@ -226,9 +226,9 @@ def load(path: Path | None = None, overrides: Mapping[str, str] = {}, *, require
             values[KEYS[name].field] = _parse(KEYS[name], raw, where.parent if isinstance(where, Path) else Path())
         except (ValueError, OSError) as error:  # OSError: the current folder is gone
             raise ConfigError(where, line, f"{name}: {error}" if isinstance(where, Path) else str(error)) from None
-    if (values["broker"] or "").startswith("embedded:"):  # the same folder for all who read this file
-        folder = os.path.expanduser(values["broker"].removeprefix("embedded:"))
-        values["broker"] = "embedded:" + os.path.join(values["directory"], folder)
+    scheme, _, folder = (values["broker"] or "").partition(":")
+    if scheme == "embedded" and folder.strip():  # the same folder for all who read this file, from wherever
+        values["broker"] = "embedded:" + os.path.join(values["directory"], os.path.expanduser(folder.strip()))
     return Settings(**values)
 
 

@@ -1,0 +1,178 @@
+"""`prefork`: what operators see of queues, of a task, and of what is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefork.cli.load import EXIT_BROKER, EXIT_CONFIG, EXIT_USAGE
+from tests.conftest import Project, Server, until
+
+FIELDS = {"name", "pending", "scheduled", "active", "dead", "paused", "processed", "failed", "latency_s"}
+
+
+def prefork(*words: str, code: int = 0) -> str:
+    command = [sys.executable, "-m", "prefork.cli.operator", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout if code == 0 else done.stdout + done.stderr
+
+
+def as_json(*words: str, code: int = 0) -> Any:
+    return json.loads(prefork(*words, "--json", code=code))
+
+
+def test_queues_as_json_have_the_fields_that_are_documented(project: Project) -> None:
+    project.tasks.add.enqueue(1)
+    project.tasks.add.using(run_after=60).enqueue(1)
+    project.tasks.add.using(queue_name="mail").enqueue(1)
+    project.server.client.set("prefork:{mail}:paused", "1")
+    queues = {queue["name"]: queue for queue in as_json("queues", "--broker", project.server.url)}
+    assert set(queues) == {"default", "mail"}
+    assert all(set(queue) == FIELDS for queue in queues.values())
+    assert (queues["default"]["pending"], queues["default"]["scheduled"]) == (1, 1)
+    assert (queues["default"]["paused"], queues["mail"]["paused"]) == (False, True)
+
+
+def test_queues_count_what_has_run_and_what_has_failed(project: Project) -> None:
+    project.add("@app.task(max_retries=0)\ndef fail(): raise ValueError('no')")
+    worker = project.worker()
+    project.tasks.add.enqueue(1).wait(timeout=20)
+    until(lambda: (project.tasks.fail.enqueue(), True)[1])
+    until(lambda: as_json("queues", "--broker", project.server.url)[0]["dead"] == 1)
+    (queue,) = as_json("queues", "--broker", project.server.url)
+    assert (queue["processed"], queue["failed"], queue["pending"], queue["latency_s"]) == (2, 1, 0, 0)
+    assert worker.stop() == 0
+
+
+def test_latency_is_the_time_that_the_next_in_line_has_been_ready(project: Project) -> None:
+    project.tasks.add.enqueue(1)
+    first = as_json("queues", "--broker", project.server.url)[0]["latency_s"]
+    later = until(lambda: as_json("queues", "--broker", project.server.url)[0]["latency_s"])
+    assert 0 <= first < later < 30
+
+
+def test_a_cancelled_task_is_not_counted_as_pending(project: Project) -> None:
+    assert project.tasks.add.enqueue(1).cancel()
+    assert as_json("queues", "--broker", project.server.url)[0]["pending"] == 0
+
+
+def test_the_table_has_a_line_for_each_queue(project: Project) -> None:
+    project.tasks.add.enqueue(1)
+    head, row = prefork("queues", "--broker", project.server.url).splitlines()
+    assert head.split() == [
+        "name",
+        "pending",
+        "scheduled",
+        "active",
+        "dead",
+        "paused",
+        "processed",
+        "failed",
+        "latency_s",
+    ]
+    assert row.split()[:2] == ["default", "1"]
+
+
+def test_no_queue_yet(server: Server) -> None:
+    assert "no queue was ever used" in prefork("queues", "--broker", server.url)
+    assert as_json("queues", "--broker", server.url) == []
+
+
+def test_show_a_pending_task(project: Project) -> None:
+    result = project.tasks.add.using(priority=5, max_retries=3).enqueue(1, b=7)
+    known = as_json("show", result.id, "--broker", project.server.url)
+    assert known["task"].endswith(".add")
+    assert (known["queue"], known["place"], known["args"], known["kwargs"]) == ("default", "pending", [1], {"b": 7})
+    assert (known["priority"], known["options"]) == (5, {"max_retries": 3})
+
+
+def test_show_a_dead_letter_with_its_evidence(project: Project) -> None:
+    project.add("@app.task(max_retries=1, retry_delay=0)\ndef fail(): raise ValueError('evidence')")
+    worker = project.worker()
+    result = project.tasks.fail.enqueue()
+    until(lambda: (result.refresh(), result.is_finished)[1])
+    known = as_json("show", result.id, "--broker", project.server.url)
+    assert (known["place"], known["attempts"], known["retried"]) == ("dead", 2, 1)
+    assert [error["class"] for error in known["errors"]] == ["builtins.ValueError"] * 2
+    text = prefork("show", result.id, "--broker", project.server.url)
+    assert "ValueError: evidence" in text
+    assert "in fail" in text
+    assert worker.stop() == 0
+
+
+def test_show_neutralises_what_a_terminal_would_obey(project: Project) -> None:
+    result = project.tasks.nap.enqueue("\x1b[31m red", 0)
+    project.server.client.hset(
+        "prefork:{default}:state", result.id, json.dumps({"errors": [{"message": "\x1b]0;title\x07"}]})
+    )
+    assert "\x1b" not in prefork("show", result.id, "--broker", project.server.url)
+
+
+def test_show_a_message_that_nobody_can_read(project: Project) -> None:
+    project.tasks.add.enqueue(1)
+    project.server.client.hset("prefork:{default}:m", "strange", b"\xff garbage")
+    known = as_json("show", "strange", "--broker", project.server.url)
+    assert "not in prefork's format" in known["unreadable"]
+
+
+def test_show_an_unknown_task(server: Server) -> None:
+    assert "nothing is known of task 0123" in prefork("show", "0123", "--broker", server.url, code=1)
+
+
+def test_doctor_finds_what_is_wrong(project: Project) -> None:
+    project.tasks.add.enqueue(1)
+    client = project.server.client
+    client.hset("prefork:{default}:m", "lost", b"1 1764000000000 0 {}\n[[],{}]")
+    client.zadd("prefork:{default}:leases", {"other:host:1:2:3": 1})
+    findings = as_json("doctor", "--broker", project.server.url, code=1)
+    assert all(set(finding) == {"level", "what", "remedy"} for finding in findings)
+    said = " ".join(finding["what"] for finding in findings)
+    for part in ("append-only file is off", "1 messages are in no place", "leases of 1 workers have ended"):
+        assert part in said
+    assert all(finding["remedy"] for finding in findings if finding["level"] != "ok")
+
+
+def test_doctor_warns_of_a_policy_that_throws_tasks_away(own_project: Project) -> None:
+    client = own_project.server.client
+    client.config_set("maxmemory", "100mb")
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    assert "CONFIG SET maxmemory-policy noeviction" in prefork("doctor", "--broker", own_project.server.url, code=1)
+
+
+def test_doctor_is_content_with_a_working_deployment(own_project: Project) -> None:
+    worker = own_project.worker()
+    own_project.tasks.add.enqueue(1).wait(timeout=20)
+    text = prefork("doctor", "--broker", own_project.server.url)
+    assert "ok       queue default: 0 pending, 0 scheduled, 0 active, 0 dead, 1 workers" in text
+    assert worker.stop() == 0
+
+
+def test_the_broker_of_the_configuration_or_of_its_app_is_used(project: Project) -> None:
+    project.tasks.add.enqueue(1)
+    conf = project.folder / "x.conf"
+    conf.write_text(f"[prefork]\nbroker = {project.server.url}\n")
+    assert len(as_json("queues", "-c", str(conf))) == 1
+    conf.write_text(f"[prefork]\napp = {project.module_name}:app\n")
+    assert len(as_json("queues", "-c", str(conf))) == 1
+
+
+def test_no_broker_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFORK_BROKER", raising=False)
+    assert "--broker URL" in prefork("queues", code=EXIT_USAGE)
+
+
+def test_a_broker_that_is_not_there() -> None:
+    said = prefork("queues", "--broker", "redis://:secret@127.0.0.1:1", code=EXIT_BROKER)
+    assert said.startswith("prefork: the broker redis://127.0.0.1:1 refuses the connection")
+    assert "secret" not in said
+
+
+def test_a_configuration_that_is_not_there(tmp_path: Path) -> None:
+    assert "no such file" in prefork("queues", "-c", str(tmp_path / "none.conf"), code=EXIT_CONFIG)
