@@ -1,62 +1,31 @@
-"""Outcomes: gathered, decided (done, retry, dead …), sent in batches.
+"""What becomes of a message when an attempt of it has ended, or could not begin: decided here, in one place.
 
-1. Each end of an attempt becomes a record for its queue's outbox: decided here, in one place.
-2. Once a turn of the loop, a queue's outbox is sent as one `settle`; the next one goes when its reply has come.
-3. A batch whose reply was lost is sent again first of all: settle passes over what is settled already.
-4. A refused batch (the lease is gone) is dropped: another worker has taken over its messages.
+Done, retry, dead letter, expired, back to its queue: each becomes a record in its queue's outbox (outbox.py).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-import hiredis
 import orjson
 
 from prefork.broker import verbs
-from prefork.broker.channel import Channel, Lost
-from prefork.broker.keys import Keys, queues_key
+from prefork.broker.channel import Channel
 from prefork.message import Message, State
 from prefork.options import DAY_S, TEN_YEARS_S
 from prefork.retry import default_retry_delay, unknown_task_delay_s
 from prefork.task import Task
 from prefork.worker import handoff
 from prefork.worker.handoff import Answer, Order
-from prefork.worker.outage import Outage
+from prefork.worker.outbox import Outboxes
 
 log = logging.getLogger("prefork")
-BATCH = 1000
-BATCH_BYTES = 4 << 20
-REFUSED_PAUSE_S = 0.5
-Record = tuple[verbs.Argument, ...]
 
 
-@dataclass
-class Outbox:
-    """What is to be settled in one queue."""
-
-    keys: Keys
-    plain: list[str] = field(default_factory=list)  # done, no result kept: the usual and the cheapest
-    records: list[tuple[str | bytes, Record]] = field(default_factory=list)  # (id, record)
-    sent_plain: list[str] = field(default_factory=list)
-    sent_records: list[tuple[str | bytes, Record]] = field(default_factory=list)
-    held_back: set[str] = field(default_factory=set)  # ids whose follow-ups are on their way to another queue
-    in_flight: bool = False
-
-    def ids(self) -> set[str | bytes]:
-        """The messages that are decided, and not known to be settled."""
-        decided = {id for id, _ in self.records + self.sent_records}
-        return decided.union(self.plain, self.sent_plain, self.held_back)
-
-    def __bool__(self) -> bool:
-        return bool(self.plain or self.records or self.in_flight or self.held_back)
-
-
-class Settlement:
-    """What became of messages, until the broker has it."""
+class Settlement(Outboxes):
+    """What became of messages, decided; kept in the outboxes until the broker has it."""
 
     def __init__(
         self,
@@ -70,20 +39,8 @@ class Settlement:
         fenced: Callable[[str], None],
         later: Callable[[float, Callable[[], None]], object],
     ) -> None:
-        self._tasks, self._now_ms, self._fenced, self._later = tasks, now_ms, fenced, later
-        self._dead_max, self._dead_ttl_ms, self._max_crashes = dead_max, round(dead_ttl_s * 1000), max_crashes
-        self.outboxes: dict[str, Outbox] = {}
-        self.worker = ""
-        self._prefix, self._announced = prefix, set[str]()
-        self._unsent_follow_ups: list[Callable[[], None]] = []
-        self._pausing = False
-        self._outage = Outage("the broker takes outcomes again")
-
-    def add_queue(self, keys: Keys) -> None:
-        """Let a queue have an outbox."""
-        self.outboxes[keys.queue] = Outbox(keys)
-
-    # -- decide -------------------------------------------------------------------------------------------------
+        super().__init__(prefix, dead_max, round(dead_ttl_s * 1000), fenced, later)
+        self._tasks, self._now_ms, self._max_crashes = tasks, now_ms, max_crashes
 
     def answered(self, order: Order, answer: Answer, channel: Channel) -> None:
         """A child has ended an attempt: done or failed."""
@@ -116,40 +73,6 @@ class Settlement:
             self._after_follow_ups(elsewhere, outbox, done, channel)
         else:
             outbox.records.append(done)
-
-    def _after_follow_ups(
-        self, entries: list[verbs.Entry], outbox: Outbox, done: tuple[str, Record], channel: Channel
-    ) -> None:
-        """Follow-ups in other slots go first; with ids of their own parent, so that a repeat adds none."""
-        outbox.held_back.add(done[0])
-        waiting = {entry.queue for entry in entries}
-
-        def send(queue: str) -> None:
-            if queue not in self._announced:  # so that it is found by `prefork queues` and `app.result`
-                channel.send_words(("SADD", queues_key(self._prefix), queue), lambda reply: announced(queue, reply))
-                self._announced.add(queue)
-            some = [entry for entry in entries if entry.queue == queue]
-            channel.send(verbs.enqueue(Keys(self._prefix, queue), some), lambda reply: arrived(queue, reply))
-
-        def announced(queue: str, reply: Any) -> None:
-            if isinstance(reply, Exception):
-                self._announced.discard(queue)
-
-        def arrived(queue: str, reply: Any) -> None:
-            if done[0] not in outbox.held_back:
-                return  # this worker was fenced meanwhile
-            if isinstance(reply, Exception):
-                self._unsent_follow_ups.append(lambda: send(queue))
-                if not isinstance(reply, Lost):
-                    self._refused(f"follow-ups to queue {queue}", reply)
-                return
-            waiting.discard(queue)
-            if not waiting:
-                outbox.held_back.discard(done[0])
-                outbox.records.append(done)
-
-        for queue in sorted(waiting):
-            send(queue)
 
     def _failed(self, order: Order, verdict: dict[str, Any], ran_s: float) -> None:
         message, error = order.message, verdict["error"]
@@ -283,82 +206,6 @@ class Settlement:
             "enqueued_ms": message.enqueued_ms, "started_ms": state.started_ms, "finished_ms": self._now_ms(),
             "errors": [*state.errors, error] if error else state.errors,
         })  # fmt: skip
-
-    # -- send ---------------------------------------------------------------------------------------------------
-
-    def flush(self, channel: Channel) -> None:
-        """Send what has gathered, one batch for each queue at a time."""
-        if self._pausing:
-            return
-        for outbox in self.outboxes.values():
-            if (outbox.plain or outbox.records) and not outbox.in_flight:
-                self._send(outbox, channel)
-
-    def _send(self, outbox: Outbox, channel: Channel) -> None:
-        outbox.sent_plain, outbox.plain = outbox.plain[:BATCH], outbox.plain[BATCH:]
-        words: list[verbs.Argument] = []
-        size = taken = 0
-        for _, record in outbox.records:
-            words += record
-            taken += 1
-            size += sum(len(word) for word in record if isinstance(word, bytes))
-            if size > BATCH_BYTES or taken >= BATCH:
-                break
-        outbox.sent_records, outbox.records = outbox.records[:taken], outbox.records[taken:]
-        outbox.in_flight = True
-        call = verbs.settle(outbox.keys, self.worker, self._dead_max, self._dead_ttl_ms, outbox.sent_plain, words)
-        channel.send(call, lambda reply: self._settled(outbox, reply))
-
-    def _settled(self, outbox: Outbox, reply: Any) -> None:
-        outbox.in_flight = False
-        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("FENCED"):
-            self._fenced(str(reply))
-            return
-        if isinstance(reply, Exception):
-            outbox.plain = outbox.sent_plain + outbox.plain
-            outbox.records = outbox.sent_records + outbox.records
-            if not isinstance(reply, Lost):
-                self._refused(f"outcomes of queue {outbox.keys.queue}", reply)
-        else:
-            self._outage.ends()
-        outbox.sent_plain, outbox.sent_records = [], []
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether the broker has everything."""
-        return not any(self.outboxes.values())
-
-    def unsettled(self) -> int:
-        """How many messages are decided here, and not known to be settled there."""
-        return sum(len(outbox.ids()) for outbox in self.outboxes.values())
-
-    def forget_all(self) -> int:
-        """Drop what is decided and not settled: another worker has it now. -> how many"""
-        count = self.unsettled()
-        for queue, outbox in self.outboxes.items():
-            outbox.held_back.clear()  # replies that are still due look there
-            self.outboxes[queue] = Outbox(outbox.keys)
-        self._unsent_follow_ups.clear()
-        return count
-
-    def _refused(self, what: str, reply: Exception) -> None:
-        """The broker answers but does not take it (no memory, read only …): keep it, ask again a little later."""
-        if self._pausing:
-            return
-        self._pausing = True
-        self._outage.begins(f"the broker does not take {what}: {reply}; they are kept and sent again")
-
-        def go_on() -> None:
-            self._pausing = False
-            self.resend()
-
-        self._later(REFUSED_PAUSE_S, go_on)
-
-    def resend(self) -> None:
-        """Send the follow-ups again that did not get through."""
-        unsent, self._unsent_follow_ups = self._unsent_follow_ups, []
-        for send in unsent:
-            send()
 
 
 def _verdict(payload: bytes) -> dict[str, Any]:

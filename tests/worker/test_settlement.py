@@ -14,7 +14,8 @@ from prefork.broker.verbs import Call
 from prefork.message import Header, Message, State, new_id
 from prefork.retry import UNKNOWN_TASK_DELAYS_S
 from prefork.worker.handoff import DONE, DONE_WITH_FOLLOW_UPS, FAILED, Answer, Order
-from prefork.worker.settlement import BATCH, BATCH_BYTES, Settlement
+from prefork.worker.outbox import BATCH, BATCH_BYTES
+from prefork.worker.settlement import Settlement
 
 NOW_MS = 1764000000000
 WIDTH = {"done": 4, "retry": 5, "back": 3, "dead": 5, "drop": 5, "state": 3, "follow": 6}
