@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from redis import RedisError
 from redis.connection import SSLConnection, UnixDomainSocketConnection, parse_url
 
 from prefork.broker import embedded
@@ -76,20 +78,27 @@ def resolve(url: str) -> Address:
     if url.startswith("embedded:"):
         directory = embedded.parse(url)
         return Address(url, UnixDomainSocketConnection, {"path": str(embedded.join(directory))})
-    scheme = url.partition(":")[0] if ":" in url else ""
+    scheme = url.partition(":")[0] if ":" in url and "@" not in url.partition(":")[0] else ""
     if scheme not in ("redis", "rediss", "unix"):
         said = f"the scheme {scheme!r}" if scheme else "no scheme"
         raise BrokerError(f"the broker URL {shown(url)} has {said}; write {FORMS}")
     try:
         options: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call]
     except (ValueError, TypeError) as error:
-        raise BrokerError(f"the broker URL {shown(url)} cannot be read ({error}); write {FORMS}") from None
+        said = re.sub(r" as '.*'$", "", str(error))  # that may be a part of the password
+        raise BrokerError(f"the broker URL {shown(url)} cannot be read ({said}); write {FORMS}") from None
     connection_class = options.pop("connection_class", None)
     database = urlsplit(url).path.strip("/")
     if scheme != "unix" and database and not database.isdigit():
         raise BrokerError(f"the broker URL {shown(url)} names the database {database!r}; databases are numbers")
     if connection_class is None:
         from redis import Connection as connection_class
+    options.pop("decode_responses", None)  # ours are bytes
+    try:
+        connection_class(**options)
+    except (TypeError, ValueError, RedisError) as error:
+        said = str(error).rpartition("() ")[2]
+        raise BrokerError(f"the broker URL {shown(url)} has an option that cannot be used: {said}") from None
     return Address(shown(url), connection_class, options)
 
 
@@ -97,8 +106,13 @@ def shown(url: str) -> str:
     """The URL without its password, and without its query, which may hold one too."""
     scheme, separator, rest = url.partition("://")
     if not separator:
-        return url.rpartition("@")[2]
-    authority, slash, path = rest.partition("/")
-    userinfo, at, host = authority.rpartition("@")
+        return url.rpartition("@")[2].partition("?")[0]
+    head, _, query = rest.partition("?")
+    if "@" in query and "@" not in head and not _PLACE.fullmatch(head):
+        return f"{scheme}://…"  # the password has a ? that should have been written as %3F
+    userinfo, at, place = head.rpartition("@")
     user = userinfo.partition(":")[0]
-    return f"{scheme}://{user + at if user else ''}{host}{slash}{path.partition('?')[0]}"
+    return f"{scheme}://{user + at if user else ''}{place}"
+
+
+_PLACE = re.compile(r"([^:/]+(:\d+)?)?(/.*)?")

@@ -83,6 +83,7 @@ class Channel:
         self._writing = False
         self._timer: Timer | None = None
         self._watch: Timer | None = None
+        self._watch_s = 0.0
         self._closed = False
         self.ready = False
 
@@ -152,17 +153,21 @@ class Channel:
         assert self._socket
         self._reader = hiredis.Reader(notEnoughData=NOT_YET)
         self._loop.on_read(self._socket.fileno(), self._readable)
+        limit_s = time.monotonic() + REPLY_LIMIT_S
         for words in self._address.greeting(self._name):
-            self.send_words(words, self._greeted)
+            # A user who may not name a connection can work all the same.
+            self._queue(words, Sent(None, self._named if words[0] == "CLIENT" else self._greeted, limit_s))
         for verb in LOADED_VERBS:
-            self.send_words(("SCRIPT", "LOAD", verbs.script(verb).text), self._greeted)
-        self.send_words(("PING",), self._welcome)
+            self._queue(("SCRIPT", "LOAD", verbs.script(verb).text), Sent(None, self._greeted, limit_s))
+        self._queue(("PING",), Sent(None, self._welcome, limit_s))
         self.flush()
 
     def _greeted(self, reply: Any) -> None:
-        # A user who may not name a connection can work all the same.
-        if isinstance(reply, hiredis.ReplyError) and "SETNAME" not in str(reply).upper():
+        if isinstance(reply, hiredis.ReplyError):
             self._break(reply)
+
+    def _named(self, reply: Any) -> None:
+        pass
 
     def _welcome(self, reply: Any) -> None:
         if isinstance(reply, Lost):
@@ -179,19 +184,27 @@ class Channel:
 
     def send(self, call: verbs.Call, callback: Callback, limit_s: float = REPLY_LIMIT_S) -> None:
         """Queue a verb. `callback` gets its reply, a hiredis.ReplyError, or Lost."""
-        self._queue(call.command(), Sent(call, callback, time.monotonic() + limit_s))
+        self._send(call.command(), Sent(call, callback, time.monotonic() + limit_s))
 
     def send_words(self, words: tuple[verbs.Argument, ...], callback: Callback, limit_s: float = REPLY_LIMIT_S) -> None:
         """Queue a plain command."""
-        self._queue(words, Sent(None, callback, time.monotonic() + limit_s))
+        self._send(words, Sent(None, callback, time.monotonic() + limit_s))
+
+    def _send(self, words: tuple[verbs.Argument, ...], sent: Sent) -> None:
+        # Not before the greeting: it would be carried out without the password, or in another database.
+        if self.ready:
+            self._queue(words, sent)
+        else:
+            sent.callback(Lost("not connected"))
 
     def _queue(self, words: tuple[verbs.Argument, ...], sent: Sent) -> None:
-        if self._socket is None:
-            sent.callback(Lost("not connected"))
-            return
         self._out += hiredis.pack_command(words)  # type: ignore[arg-type]  # its tuple may be of any length
         self._expected.append(sent)
+        if self._watch and sent.overdue_s < self._watch_s:
+            self._watch.cancel()
+            self._watch = None
         if self._watch is None:
+            self._watch_s = sent.overdue_s
             self._watch = self._loop.call_later(max(0.05, sent.overdue_s - time.monotonic()), self._look_overdue)
 
     def flush(self) -> None:
@@ -215,22 +228,25 @@ class Channel:
         return None
 
     def _readable(self) -> None:
-        assert self._socket
+        here = self._socket
+        end: OSError | None = None
+        assert here
         try:
-            while data := self._socket.recv(1 << 18):
+            while data := here.recv(1 << 18):
                 self._reader.feed(data)
                 if len(data) < 1 << 14:
                     break
             else:
-                return self._break(ConnectionError("the server closed the connection"))
+                end = ConnectionError("the server closed the connection")
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             pass
         except OSError as error:
-            return self._break(error)
-        return self._answer()
+            end = error
+        self._answer(here)  # first what came whole before the end
+        if end and self._socket is here:
+            self._break(end)
 
-    def _answer(self) -> None:
-        here = self._socket
+    def _answer(self, here: socket.socket) -> None:
         try:
             while self._socket is here and (reply := self._reader.gets()) is not NOT_YET:
                 if not self._expected:
@@ -258,6 +274,7 @@ class Channel:
         if left_s <= 0:
             self._break(TimeoutError("timed out waiting for a reply"))
         else:
+            self._watch_s = self._expected[0].overdue_s
             self._watch = self._loop.call_later(left_s + 0.01, self._look_overdue)
 
     def _break(self, error: BaseException) -> None:

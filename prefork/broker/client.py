@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import redis
@@ -20,6 +21,7 @@ from prefork.errors import BrokerError, EnqueueUncertain
 
 TRANSIENT = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError, OSError)
 Disturbed = redis.RedisError  # what `listen` raises when its connection breaks
+TRY = 0.45  # of the limit
 REFUSED = (redis.AuthenticationError, redis.exceptions.AuthorizationError)
 
 
@@ -32,6 +34,7 @@ class Client:
     def __init__(self, url: str, prefix: str, limit_s: float = 5.0) -> None:
         self.url, self.prefix, self.limit_s = url, prefix, limit_s
         self._redis: redis.Redis | None = None
+        self._checked = False
         self._address: address.Address | None = None
         self._announced: set[str] = set()
         self._lock, self._pid = threading.Lock(), os.getpid()
@@ -43,45 +46,50 @@ class Client:
 
     def close(self) -> None:
         """Close all connections; the next call opens new ones."""
+        self._notice_fork()
         with self._lock:
             if self._redis:
-                self._redis.close()
-            self._redis = None
+                self._redis.connection_pool.disconnect()  # its own close leaves a pool that it was given alone
+            self._redis, self._checked = None, False
             self._announced.clear()
 
     def connection(self) -> redis.Redis:
         """The redis-py client beneath. Raises BrokerError for a broker that can't be used, or is too old."""
-        if self._pid != os.getpid():  # forked: the lock may have been held by a thread that is not here
-            self._lock, self._pid, self._redis = threading.Lock(), os.getpid(), None
+        self._notice_fork()
         with self._lock:
             if self._redis is None:
-                self._redis = self._connect()
-            return self._redis
+                self._redis, self._checked = self._open(), False
+            client = self._redis
+        if not self._checked:  # not under the lock, so that each thread waits for its own limit only
+            self._check_version(client)
+            self._checked = True
+        return client
 
-    def _connect(self) -> redis.Redis:
+    def _notice_fork(self) -> None:
+        if self._pid != os.getpid():  # the lock may have been held by a thread that is not here
+            self._lock, self._redis, self._pid = threading.Lock(), None, os.getpid()
+
+    def _open(self) -> redis.Redis:
         self._address = where = address.resolve(self.url)
         # Two tries fit into the limit when nothing answers at all.
         options: dict[str, Any] = {
-            "socket_timeout": max(self.limit_s / 4, self.limit_s / 2 - 0.1),
-            "socket_connect_timeout": max(self.limit_s / 4, self.limit_s / 2 - 0.1),
+            "socket_timeout": self.limit_s * TRY,
+            "socket_connect_timeout": self.limit_s * TRY,
             "retry": Retry(NoBackoff(), 0),
             "client_name": "prefork-producer",
             "protocol": 2,
             **where.options,
         }
-        try:
-            where.connection_class(**options)
-        except TypeError as error:  # it names the option that it does not know
-            raise BrokerError(f"the broker URL {where.shown} has an option that is not known: {error}") from None
-        client = redis.Redis(connection_pool=redis.ConnectionPool(connection_class=where.connection_class, **options))
-        self._check_version(client)
-        return client
+        return redis.Redis(connection_pool=redis.ConnectionPool(connection_class=where.connection_class, **options))
 
     def _check_version(self, client: redis.Redis) -> None:
         def info() -> dict[str, Any]:
             try:
                 return client.info("server")
             except redis.exceptions.NoPermissionError:
+                if client.connection_pool.connection_kwargs.pop("client_name", None):
+                    client.connection_pool.reset()
+                    return info()  # perhaps it was the name that it may not have
                 return {"redis_version": "99.0"}  # a user who may not ask; the scripts will tell
 
         name, version = verbs.version_of(self._bounded(info, uncertain=False))
@@ -92,34 +100,38 @@ class Client:
     def _bounded(self, ask: Any, *, uncertain: bool) -> Any:
         """Ask until it is answered or the limit is over. What is asked must be safe to repeat."""
         give_up = time.monotonic() + self.limit_s
-        pause_s = 0.02
+        pause_s, sent = 0.02, False  # sent: a try was, whose reply is lost
         while True:
             begun = time.monotonic()
             try:
                 return ask()
-            except REFUSED as error:
-                raise trouble.explain(error, self.shown) from None
-            except TRANSIENT as error:
-                left_s = give_up - time.monotonic()
-                if left_s < pause_s + min(time.monotonic() - begun, self.limit_s / 2 - 0.2):
-                    said = trouble.explain(error, self.shown)
-                    if uncertain and not _never_sent(error):
-                        raise EnqueueUncertain(f"{said} (the task may have been accepted)") from None
-                    raise said from None
-                time.sleep(pause_s * random.uniform(0.5, 1))
-                pause_s = min(pause_s * 2, 0.5)
-            except redis.RedisError as error:
-                raise trouble.explain(error, self.shown) from None
+            except (redis.RedisError, OSError) as error:
+                last = error
+            left_s = give_up - time.monotonic()
+            transient = isinstance(last, TRANSIENT) and not isinstance(last, REFUSED)
+            sent = sent or (uncertain and transient and not _never_carried_out(last))
+            if not transient or left_s < pause_s + min(time.monotonic() - begun, self.limit_s * TRY):
+                said = trouble.explain(last, self.shown, self._password)
+                raise (EnqueueUncertain(f"{said} (the task may have been accepted)") if sent else said) from None
+            time.sleep(pause_s * random.uniform(0.5, 1))
+            pause_s = min(pause_s * 2, 0.5)
 
-    def call(self, call: verbs.Call, *, uncertain: bool = False) -> Any:
+    @property
+    def _password(self) -> str | None:
+        return self._address.options.get("password") if self._address else None
+
+    def call(self, call: verbs.Call, *, again: verbs.Call | None = None, uncertain: bool = False) -> Any:
         """Send one verb. Raises BrokerError within the limit; EnqueueUncertain if `uncertain` and the reply is lost."""
         client = self.connection()
 
+        tries = count()
+
         def ask() -> Any:
+            now = again if next(tries) and again else call
             try:
-                return client.execute_command(*call.command())  # type: ignore[no-untyped-call]
+                return client.execute_command(*now.command())  # type: ignore[no-untyped-call]
             except redis.exceptions.NoScriptError:
-                return client.execute_command(*call.command(in_full=True))  # type: ignore[no-untyped-call]
+                return client.execute_command(*now.command(in_full=True))  # type: ignore[no-untyped-call]
 
         return self._bounded(ask, uncertain=uncertain)
 
@@ -133,7 +145,9 @@ class Client:
             self.connection()
             self._bounded(lambda: self.connection().sadd(queues_key(self.prefix), queue), uncertain=False)
             self._announced.add(queue)
-        now_ms, _ = self.call(verbs.enqueue(self.keys(queue), entries), uncertain=True)
+        k = self.keys(queue)
+        again = verbs.enqueue(k, entries, again=True)
+        now_ms, _ = self.call(verbs.enqueue(k, entries), again=again, uncertain=True)
         return int(now_ms)
 
     def cancel(self, queue: str, id: str, result_ttl_ms: int, record: bytes) -> str:
@@ -183,7 +197,9 @@ class Client:
             hub.close()
 
 
-def _never_sent(error: BaseException) -> bool:
-    """Whether the connection was never made, so that nothing can have been accepted."""
+def _never_carried_out(error: BaseException) -> bool:
+    """Whether the connection was never made, or the server refused: nothing can have been accepted."""
     said = str(error)
-    return "Connection refused" in said or "connecting to" in said.lower() or "No such file" in said
+    marks = ("Connection refused", "No such file", "max number of clients")
+    loading = isinstance(error, redis.exceptions.BusyLoadingError)
+    return loading or "connecting to" in said.lower() or any(mark in said for mark in marks)

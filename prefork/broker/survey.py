@@ -45,8 +45,6 @@ def census(client: Client, queue: str) -> Census:
     """Count what a queue holds."""
     now_ms, pending, scheduled, active, dead, paused, messages, stats, leases, *first = client.census(queue)
     counters = {name.decode(): int(count) for name, count in zip(stats[::2], stats[1::2], strict=True)}
-    # The ids of cancelled messages stay in the list until a claim passes over them.
-    pending -= min(pending, max(0, pending + scheduled + active + dead - messages))
     waited_ms = now_ms - _ready_ms(queue, *first, now_ms=now_ms) if first else 0
     report = QueueReport(
         queue, pending, scheduled, active, dead, bool(paused), counters.get("processed", 0), counters.get("failed", 0),

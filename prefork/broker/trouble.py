@@ -16,6 +16,7 @@ REMEDIES = (
     ("Authentication required", "asks for a password; put it into the broker URL: redis://:password@host:6379/0"),
     ("without any password configured", "has no password set; take it out of the broker URL"),
     ("NOPERM", "does not permit this user what prefork needs ({said}); extend its ACL"),
+    ("No permissions", "does not permit this user what prefork needs ({said}); extend its ACL"),
     ("no permission", "does not permit this user what prefork needs ({said}); extend its ACL"),
     ("DENIED", "runs in protected mode; connect from its own host, or set a password on it"),
     ("READONLY", "is a read-only replica; name the primary in the broker URL"),
@@ -53,14 +54,17 @@ REMEDIES = (
 )
 
 
-def explain(error: BaseException | str, shown: str) -> BrokerError:
+def explain(error: BaseException | str, shown: str, password: str | None = None) -> BrokerError:
     """A BrokerError for what redis-py, the server's reply, or the socket said. `shown`: the address, no password."""
     said = str(error).strip() or type(error).__name__
+    if password:  # some servers and proxies repeat what they did not understand
+        said = said.replace(password, "***")
     if isinstance(error, TimeoutError | socket.timeout):
         said = f"timed out {said}"
     elif isinstance(error, ssl.SSLError):
         said = f"{error.reason or ''} {said}"
     for mark, meaning in REMEDIES:
-        if mark in said or mark in type(error).__name__:
+        # What is written in capitals is a server's word, which comes first; a path or a host may hold it too.
+        if (said.startswith(mark) if mark.isupper() else mark in said) or mark in type(error).__name__:
             return BrokerError(f"the broker {shown} {meaning.format(said=said.splitlines()[0][:200])}")
     return BrokerError(f"the broker {shown} cannot be used: {said.splitlines()[0][:200]}")

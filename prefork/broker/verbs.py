@@ -63,10 +63,11 @@ class Entry:
         return self.id, self.priority, self.at, self.payload
 
 
-def enqueue(k: Keys, entries: Iterable[Entry]) -> Call:
+def enqueue(k: Keys, entries: Iterable[Entry], *, again: bool = False) -> Call:
     """Accept messages, all for this queue. -> [server ms, how many were new]"""
     keys = (k.messages, k.pending, k.ranked, k.scheduled, k.wake)
-    return Call("enqueue", keys, tuple(word for entry in entries for word in entry.arguments()))
+    head = k.result_prefix if again else ""
+    return Call("enqueue", keys, (head, *(word for entry in entries for word in entry.arguments())))
 
 
 def claim(k: Keys, worker: str, n: int) -> Call:
@@ -98,7 +99,7 @@ def beat(k: Keys, worker: str, lease_ms: int, *, first: bool) -> Call:
 
 def cancel(k: Keys, id: str, result_ttl_ms: int, record: bytes) -> Call:
     """Cancel what has not been claimed. -> b"cancelled", b"running" or b"finished" """
-    keys = (k.messages, k.state, k.leases, k.scheduled, k.ranked, k.dead, k.stats)
+    keys = (k.messages, k.state, k.leases, k.scheduled, k.ranked, k.dead, k.stats, k.pending)
     return Call("cancel", keys, (id, k.active_prefix, k.result_prefix + id, k.done_prefix + id, result_ttl_ms, record))
 
 

@@ -156,7 +156,9 @@ class Outboxes:
                 channel.send_words(("SADD", queues_key(self._prefix), queue), lambda reply: announced(queue, reply))
                 self._announced.add(queue)
             some = [entry for entry in entries if entry.queue == queue]
-            channel.send(verbs.enqueue(Keys(self._prefix, queue), some), lambda reply: arrived(queue, reply))
+            channel.send(
+                verbs.enqueue(Keys(self._prefix, queue), some, again=True), lambda reply: arrived(queue, reply)
+            )
 
         def announced(queue: str, reply: Any) -> None:
             if isinstance(reply, Exception):

@@ -3,14 +3,19 @@
 -- ARGV  1 id  2 prefix of active keys  3 result key  4 channel  5 result_ttl in ms  6 result record
 -- Returns  "cancelled" | "running": a worker holds it | "finished": it is not there, or a dead letter
 local id = ARGV[1]
-if redis.call('HEXISTS', KEYS[1], id) == 0 or redis.call('ZSCORE', KEYS[6], id) then return 'finished' end
+local message = redis.call('HGET', KEYS[1], id)
+if not message or message == '' or redis.call('ZSCORE', KEYS[6], id) then return 'finished' end
 for _, worker in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
   if redis.call('ZSCORE', ARGV[2] .. worker, id) then return 'running' end
 end
-redis.call('HDEL', KEYS[1], id) -- `claim` passes over its id in the list of pending ones
 redis.call('HDEL', KEYS[2], id)
-redis.call('ZREM', KEYS[4], id)
-redis.call('ZREM', KEYS[5], id)
+local stands = redis.call('ZREM', KEYS[4], id) + redis.call('ZREM', KEYS[5], id) == 0
+if stands and redis.call('LLEN', KEYS[8]) <= 10000 then stands = redis.call('LREM', KEYS[8], 1, id) == 0 end
+if stands then
+  redis.call('HSET', KEYS[1], id, '') -- too far to look for: `claim` passes over it, and forgets it
+else
+  redis.call('HDEL', KEYS[1], id)
+end
 redis.call('HINCRBY', KEYS[7], 'cancelled', 1)
 if ARGV[5] ~= '0' then redis.call('SET', ARGV[3], ARGV[6], 'PX', ARGV[5]) end
 redis.call('PUBLISH', ARGV[4], 'FAILED')

@@ -39,7 +39,9 @@ local function keep(taken)
   if #taken == 0 then return false end
   local found = redis.call('HMGET', KEYS[3], unpack(taken))
   for i, id in ipairs(taken) do
-    if found[i] then -- those that aren't there were cancelled
+    if found[i] == '' then
+      redis.call('HDEL', KEYS[3], id)
+    elseif found[i] then -- those that aren't there were cancelled
       ids[#ids + 1] = id
       messages[#messages + 1] = found[i]
     end
@@ -68,8 +70,8 @@ end
 local states = {}
 if #ids > 0 then
   local active = {}
-  for _, id in ipairs(ids) do
-    active[#active + 1] = now
+  for i, id in ipairs(ids) do
+    active[#active + 1] = now + (i - 1) / 1000 -- keeps their order for `restore`
     active[#active + 1] = id
   end
   redis.call('ZADD', KEYS[2], unpack(active))

@@ -1,6 +1,6 @@
 -- Accept messages: each once, however often it is sent.
 -- KEYS  1 messages  2 pending  3 ranked  4 scheduled  5 wake
--- ARGV  for each message: id, priority, when ("" now | "+ms" from now | "ms" since the epoch), header and body
+-- ARGV  1 prefix of result keys if this may be a repeat, else ""; then for each message: id, priority, when ("" now | "+ms" from now | "ms" since the epoch), header and body
 -- Returns  {server time in ms, how many were new}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -8,9 +8,11 @@ local stamp = string.format('1 %.0f ', now)
 local accepted = 0
 local ready = {}
 local woken = false
-for i = 1, #ARGV, 4 do
+for i = 2, #ARGV, 4 do
   local id, priority, at = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-  if redis.call('HSETNX', KEYS[1], id, stamp .. priority .. ' ' .. ARGV[i + 3]) == 1 then
+  -- A repeat may come when the task has finished already: its result tells, if it keeps one.
+  local finished = ARGV[1] ~= '' and redis.call('EXISTS', ARGV[1] .. id) == 1
+  if not finished and redis.call('HSETNX', KEYS[1], id, stamp .. priority .. ' ' .. ARGV[i + 3]) == 1 then
     accepted = accepted + 1
     local due = 0
     if at ~= '' then
