@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 import inspect
 import os
@@ -206,7 +205,7 @@ class Prefork:
 
     async def aenqueue_many(self, invocations: Iterable[Invocation[R]]) -> list[TaskResult[R]]:
         """As `enqueue_many`, without blocking the event loop (the iterable is read in another thread)."""
-        return await asyncio.to_thread(self.enqueue_many, invocations)
+        return await self.client.in_thread(self.enqueue_many, invocations)
 
     def result(self, id: str) -> TaskResult[Any]:
         """What became of a task, by its id. Raises ResultUnavailable when nothing is known of it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -140,7 +139,7 @@ class TaskResult(Generic[R_co]):
 
     async def arefresh(self) -> None:
         """As `refresh`, without blocking the event loop."""
-        await asyncio.to_thread(self.refresh)
+        await self._app.client.in_thread(self.refresh)
 
     def wait(self, timeout: float | None = None) -> R_co:
         """Wait until it has finished, up to `timeout` seconds, and return its value.

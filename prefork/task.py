@@ -76,7 +76,8 @@ class Task(Generic[P, R]):
 
     async def aenqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
         """As `enqueue`, without blocking the event loop."""
-        return await asyncio.to_thread(self.enqueue, *args, **kwargs)
+        self._check(args, kwargs)
+        return await self.app.client.in_thread(self.enqueue, *args, **kwargs)
 
     def using(
         self,

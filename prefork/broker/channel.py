@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import hiredis
 
-from prefork.broker import address, trouble, verbs
+from prefork.broker import address, lookup, trouble, verbs
 from prefork.errors import BrokerError
 
 Callback = Callable[[Any], None]
@@ -80,6 +80,7 @@ class Channel:
         self._reader = hiredis.Reader()
         self._pause_s = 0.0
         self._attempt = 0
+        self._lookup: lookup.Lookup | None = None
         self._writing = False
         self._timer: Timer | None = None
         self._watch: Timer | None = None
@@ -99,23 +100,43 @@ class Channel:
             self._break(error)
 
     def _open(self, where: address.Address) -> None:
+        self._timer = self._loop.call_later(CONNECT_LIMIT_S, lambda: self._break(TimeoutError("connecting")))
         if where.path:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            target: Any = where.path
+            # Of a unix socket, "try again" means that its queue is full; nothing is under way.
+            self._connect_to(socket.AF_UNIX, socket.SOCK_STREAM, 0, where.path)
+            return
+        if lookup.is_address(where.host):
+            self._choose(lookup.addresses(where.host, where.port))
         else:
-            found = socket.getaddrinfo(where.host, where.port, 0, socket.SOCK_STREAM)
-            family, kind, protocol, _, target = found[self._attempt % len(found)]
-            self._socket = socket.socket(family, kind, protocol)
+            self._lookup = it = lookup.Lookup(where.host, where.port)
+            self._loop.on_read(it.fd, self._looked_up)
+
+    def _looked_up(self) -> None:
+        assert self._lookup
+        try:
+            found = self._lookup.result()
+            self._end_lookup()
+            self._choose(found)
+        except OSError as error:
+            self._break(error)
+
+    def _choose(self, found: list[lookup.Found]) -> None:
+        """A name may have several addresses, of which one answers: try them in turn."""
+        at = self._attempt % len(found)
+        self._attempt += 1
+        self._connect_to(*found[at])
+
+    def _connect_to(self, family: int, kind: int, protocol: int, target: Any) -> None:
+        self._socket = socket.socket(family, kind, protocol)
+        self._socket.setblocking(False)
+        if family != socket.AF_UNIX:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._socket.setblocking(False)
-        self._timer = self._loop.call_later(CONNECT_LIMIT_S, lambda: self._break(TimeoutError("connecting")))
-        self._attempt += 1  # a name may have several addresses, of which one answers
         try:
             self._socket.connect(target)
         except BlockingIOError:
-            if where.path:
-                raise  # its queue is full; nothing is under way
+            if family == socket.AF_UNIX:
+                raise
             self._loop.on_write(self._socket.fileno(), self._connected)
         else:
             self._connected()
@@ -294,6 +315,7 @@ class Channel:
 
     def _drop(self) -> None:
         self._cancel_timer()
+        self._end_lookup()
         self.ready = False
         self._out.clear()
         self._writing = False
@@ -301,6 +323,12 @@ class Channel:
             self._loop.forget(self._socket.fileno())
             self._socket.close()
             self._socket = None
+
+    def _end_lookup(self) -> None:
+        if self._lookup:
+            self._loop.forget(self._lookup.fd)
+            self._lookup.close()
+            self._lookup = None
 
     def _cancel_timer(self) -> None:
         if self._timer:
@@ -317,6 +345,8 @@ class Channel:
         """In a forked child: close its copy of the socket, without a word to the server."""
         if self._socket:
             self._socket.close()
+        if self._lookup:
+            self._lookup.close()
 
     def waits(self) -> Iterable[Sent]:
         """The commands whose replies are due, oldest first."""

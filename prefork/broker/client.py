@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from prefork.broker import address, trouble, verbs
+from prefork.broker import address, lookup, trouble, verbs
 from prefork.broker.keys import Keys, queues_key
 from prefork.errors import BrokerError, EnqueueUncertain
 
 TRANSIENT = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError, OSError)
 Disturbed = redis.RedisError  # what `listen` raises when its connection breaks
 TRY = 0.45  # of the limit
+# When the caller's own time is over, where it began before this thread did.
+GIVE_UP_S: ContextVar[float] = ContextVar("GIVE_UP_S", default=float("inf"))
+T = TypeVar("T")
 REFUSED = (redis.AuthenticationError, redis.exceptions.AuthorizationError)
 
 
@@ -37,6 +42,7 @@ class Client:
         self._checked = False
         self._address: address.Address | None = None
         self._announced: set[str] = set()
+        self._failure: BrokerError | None = None  # of the latest call, if it failed
         self._lock, self._pid = threading.Lock(), os.getpid()
 
     @property
@@ -71,6 +77,8 @@ class Client:
 
     def _open(self) -> redis.Redis:
         self._address = where = address.resolve(self.url)
+        if not where.path and (error := lookup.within(self.limit_s, lambda: lookup.addresses(where.host, where.port))):
+            raise trouble.explain(error, where.shown)
         # Two tries fit into the limit when nothing answers at all.
         options: dict[str, Any] = {
             "socket_timeout": self.limit_s * TRY,
@@ -99,22 +107,34 @@ class Client:
 
     def _bounded(self, ask: Any, *, uncertain: bool) -> Any:
         """Ask until it is answered or the limit is over. What is asked must be safe to repeat."""
-        give_up = time.monotonic() + self.limit_s
+        give_up = min(time.monotonic() + self.limit_s, GIVE_UP_S.get())
+        if self._failure and time.monotonic() >= give_up:
+            raise self._failure
         pause_s, sent = 0.02, False  # sent: a try was, whose reply is lost
         while True:
             begun = time.monotonic()
             try:
-                return ask()
+                answer = ask()
+                self._failure = None
+                return answer
             except (redis.RedisError, OSError) as error:
                 last = error
             left_s = give_up - time.monotonic()
             transient = isinstance(last, TRANSIENT) and not isinstance(last, REFUSED)
             sent = sent or (uncertain and transient and not _never_carried_out(last))
             if not transient or left_s < pause_s + min(time.monotonic() - begun, self.limit_s * TRY):
-                said = trouble.explain(last, self.shown, self._password)
+                self._failure = said = trouble.explain(last, self.shown, self._password)
                 raise (EnqueueUncertain(f"{said} (the task may have been accepted)") if sent else said) from None
             time.sleep(pause_s * random.uniform(0.5, 1))
             pause_s = min(pause_s * 2, 0.5)
+
+    async def in_thread(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call in a thread, so that the event loop goes on; the limit counts from now, not from the thread's turn."""
+        token = GIVE_UP_S.set(time.monotonic() + self.limit_s)
+        try:
+            return await asyncio.to_thread(function, *args, **kwargs)
+        finally:
+            GIVE_UP_S.reset(token)
 
     @property
     def _password(self) -> str | None:

@@ -37,6 +37,7 @@ class Deadlines:
                 left_s = self._left_s(child)
                 order = child.head
                 if left_s is not None and left_s <= 0 and order and not child.killed_for:
+                    child.killed_order = order
                     self._pool.kill(child, f"timeout of {order.timeout_s:g} s")
         left = [left_s for child in self._pool.children if (left_s := self._left_s(child)) is not None and left_s > 0]
         # Others wait behind: their own time begins when they start, so that this look is early for them, never late.

@@ -60,6 +60,7 @@ class Master:
         self._index = {task.name: number for number, task in enumerate(self._task_list)}
         self._pid = os.getpid()
         self._claimed_count = 0
+        self._asked_again = False
         self._outage = Outage("the broker is back")
 
         self.loop = loop = Loop()
@@ -103,6 +104,7 @@ class Master:
         gc.freeze()
         self.loop.on_signals({
             signal.SIGTERM: lambda: self.shutdown.drain("TERM"),
+            signal.SIGHUP: lambda: self.shutdown.drain("HUP"),
             signal.SIGINT: self.shutdown.interrupt,
             signal.SIGQUIT: lambda: self.shutdown.now("QUIT"),
             signal.SIGCHLD: self.pool.reap,
@@ -169,6 +171,8 @@ class Master:
         if self.lease.worker not in said or self.shutdown.phase is Phase.LEFT:
             return  # the same said once more, of what this worker was before
         self.claims.open = False
+        for queue in self.claims.queues:  # where nobody has taken over yet, this worker does it itself
+            self.channel.send(verbs.restore(queue.keys, self.lease.worker, "gone"), lambda reply: None)
         self.lease.new_identity()
         dropped = self.settlement.forget_all()
         unstarted = len(self.dispatcher.ready)
@@ -195,16 +199,17 @@ class Master:
             self._hand_out(now_s)
         if self.channel.ready:
             self.settlement.flush(self.channel)
-            if running:
+            if running and not self.settlement.backs_wait:
                 self.claims.turn(self.dispatcher.wanted(self.times.mix_s, now_s))
                 if self._burst and self._nothing_left():
-                    self.shutdown.drain("everything is done")
+                    self._end_burst()
             self.channel.flush()
         if self.shutdown.begun:
             self.shutdown.turn()
 
     def _claimed(self, queue: str, ids: list[bytes], messages: list[bytes], states: list[bytes | None]) -> None:
         orders = []
+        self._asked_again = False
         now_ms = self.clock.now_ms()
         for raw_id, raw, state in zip(ids, messages, states, strict=True):
             try:
@@ -258,7 +263,8 @@ class Master:
         for child in self.pool.children:
             if child.slot.outstanding > 1 and child.slot.lags(now_s):
                 self.dispatcher.add(self.pool.take_back(child), now_s)
-        self.settlement.put_back(self.dispatcher.stale(now_s))
+        if not self.claims.in_flight:  # what is on its way was claimed later, and must not overtake
+            self.settlement.put_back(self.dispatcher.stale(now_s))
 
     def on_answer(self, child: Process, answer: Answer) -> None:
         """A child has answered, or said how far it is."""
@@ -293,6 +299,8 @@ class Master:
             outcome = "back to queue " + message.queue
             if child.killed_for == FENCED:
                 outcome = "another worker has it now"
+            elif child.killed_for.startswith("timeout") and child.killed_order is not order:
+                self.dispatcher.add([order], now_s)  # it began in the moment between the look and the kill
             elif child.killed_for.startswith("timeout"):
                 outcome = "failed at its deadline"
                 self.settlement.timed_out(order, ran_s)
@@ -312,6 +320,13 @@ class Master:
                 self.shutdown.unstarted += death.waiting
             else:
                 self.dispatcher.add(death.waiting, now_s)
+
+    def _end_burst(self) -> None:
+        """What the last outcomes have put into a queue, follow-ups and retries, is seen by asking once more."""
+        if self._asked_again:
+            self.shutdown.drain("everything is done")
+        self._asked_again = True
+        self.claims.wake_all()
 
     def _nothing_left(self) -> bool:
         busy = self.dispatcher.ready or any(child.end.unanswered for child in self.pool.children)

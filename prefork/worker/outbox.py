@@ -36,6 +36,7 @@ class Outbox:
     sent_records: list[tuple[str | bytes, Record]] = field(default_factory=list)
     held_back: set[str] = field(default_factory=set)  # ids whose follow-ups are on their way to another queue
     in_flight: bool = False
+    backs_wait: bool = False  # messages on their way back, which a claim sent now would overtake
 
     def ids(self) -> set[str | bytes]:
         """The messages that are decided, and not known to be settled."""
@@ -90,6 +91,7 @@ class Outboxes:
                 break
         outbox.sent_records, outbox.records = outbox.records[:taken], outbox.records[taken:]
         outbox.in_flight = True
+        outbox.backs_wait = outbox.backs_wait and bool(outbox.records)
         call = verbs.settle(outbox.keys, self.worker, self._dead_max, self._dead_ttl_ms, outbox.sent_plain, words)
         channel.send(call, lambda reply: self._settled(outbox, reply))
 
@@ -101,6 +103,7 @@ class Outboxes:
         if isinstance(reply, Exception):
             outbox.plain = outbox.sent_plain + outbox.plain
             outbox.records = outbox.sent_records + outbox.records
+            outbox.backs_wait = bool(outbox.records)
             if not isinstance(reply, Lost):
                 self._refused(f"outcomes of queue {outbox.keys.queue}", reply)
         else:
@@ -111,6 +114,11 @@ class Outboxes:
     def is_empty(self) -> bool:
         """Whether the broker has everything."""
         return not any(self.outboxes.values())
+
+    @property
+    def backs_wait(self) -> bool:
+        """Whether a claim sent now would overtake messages that are on their way back."""
+        return any(outbox.backs_wait for outbox in self.outboxes.values())
 
     def unsettled(self) -> int:
         """How many messages are decided here, and not known to be settled there."""

@@ -49,6 +49,7 @@ class Process:
     state: State = State.BOOTING
     born_s: float = field(default_factory=time.monotonic)
     killed_for: str = ""  # why the master killed it
+    killed_order: Order | None = None  # because of which
 
     @property
     def head(self) -> Order | None:

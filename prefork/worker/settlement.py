@@ -154,7 +154,9 @@ class Settlement(Outboxes):
         orders.clear()
 
     def _back(self, message: Message, state: bytes) -> None:
-        self.outboxes[message.queue].records.append((message.id, ("back", message.id, state)))
+        outbox = self.outboxes[message.queue]
+        outbox.records.append((message.id, ("back", message.id, state)))
+        outbox.backs_wait = True
 
     def progress(self, message: Message, said: list[Any]) -> None:
         """What a running task says of itself."""

@@ -59,6 +59,7 @@ class Shutdown:
         self.unstarted: list[Order] = []  # what goes back to its queue at once
         self.killed: list[Order] = []  # what goes back there when its child has ended
         self.phase = Phase.RUNNING
+        self._awaits_claim = False
 
     @property
     def begun(self) -> bool:
@@ -119,7 +120,11 @@ class Shutdown:
         if self.unstarted and not self._claims.in_flight:  # else more of them are on their way, to go behind these
             self._settlement.put_back(self.unstarted)
         if self.phase is Phase.DRAINING and not self._pool.children:
-            self._begin_to_leave()
+            if not self._claims.in_flight:
+                self._begin_to_leave()
+            elif not self._awaits_claim:
+                self._awaits_claim = True
+                self._loop.call_later(UNKILLABLE_S, self._begin_to_leave)
         if self.phase is Phase.LEAVING and self._channel.ready and self._settlement.is_empty:
             self.phase = Phase.LEFT
             self._give_up_leases()

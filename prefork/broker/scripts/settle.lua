@@ -26,10 +26,16 @@ local woken = false
 local n = tonumber(ARGV[6])
 if n > 0 then
   local ids = {unpack(ARGV, 7, 6 + n)}
-  processed = redis.call('ZREM', KEYS[2], unpack(ids))
-  settled = processed
-  redis.call('HDEL', KEYS[3], unpack(ids))
-  if redis.call('EXISTS', KEYS[4]) == 1 then redis.call('HDEL', KEYS[4], unpack(ids)) end
+  local held = {}
+  for i, claimed in ipairs(redis.call('ZMSCORE', KEYS[2], unpack(ids))) do
+    if claimed then held[#held + 1] = ids[i] end
+  end
+  if #held > 0 then
+    processed = redis.call('ZREM', KEYS[2], unpack(held))
+    settled = processed
+    redis.call('HDEL', KEYS[3], unpack(held))
+    if redis.call('EXISTS', KEYS[4]) == 1 then redis.call('HDEL', KEYS[4], unpack(held)) end
+  end
 end
 
 -- A repeat of a settlement whose reply was lost finds its messages gone from the active set, and passes over them.

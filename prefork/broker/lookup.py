@@ -1,0 +1,101 @@
+"""Look up a host's addresses without standing still, however long the name servers take.
+
+A forked process does it for the master, whose one thread never waits and which has no second one; a thread for others.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import orjson
+
+
+class Found(NamedTuple):
+    """One address, as `socket.socket` and `connect` take it."""
+
+    family: int
+    kind: int
+    protocol: int
+    target: tuple[Any, ...]
+
+
+def is_address(host: str) -> bool:
+    """Whether it is an address itself, so that nobody has to be asked."""
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
+def addresses(host: str, port: int) -> list[Found]:
+    """The addresses of a host. Raises socket.gaierror."""
+    rows = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+    return [Found(int(family), int(kind), protocol, target) for family, kind, protocol, _, target in rows]
+
+
+class Lookup:
+    """A lookup in a process of its own. `fd` is readable when it has ended; then `result` tells."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
+        self.fd, write = os.pipe()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            pid = os.fork()
+            if pid == 0:
+                _answer(write, host, port)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            os.close(write)
+
+    def result(self) -> list[Found]:
+        """What was found. Raises socket.gaierror."""
+        data = b""
+        while part := os.read(self.fd, 1 << 16):
+            data += part
+        told = orjson.loads(data or b'"the lookup was interrupted"')
+        if isinstance(told, str):
+            raise socket.gaierror(socket.EAI_AGAIN, told)
+        return [Found(family, kind, protocol, tuple(target)) for family, kind, protocol, target in told]
+
+    def close(self) -> None:
+        """Forget it; the process ends by itself."""
+        os.close(self.fd)
+
+
+def _answer(write: int, host: str, port: int) -> None:
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_DFL)
+        try:
+            data = orjson.dumps([list(found) for found in addresses(host, port)])
+        except OSError as error:
+            data = orjson.dumps(error.strerror or str(error))
+        os.write(write, data)
+    finally:
+        os._exit(0)
+
+
+def within(limit_s: float, ask: Callable[[], object]) -> BaseException | None:
+    """Call in a thread, and wait for it up to `limit_s`. -> what it raised, TimeoutError if it goes on, or None"""
+    raised: list[BaseException | None] = []
+
+    def run() -> None:
+        try:
+            ask()
+            raised.append(None)
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    return raised[0] if raised else TimeoutError("timed out: name resolution")
