@@ -67,6 +67,7 @@ class Client:
                 self._redis, self._checked = self._open(), False
             client = self._redis
         if not self._checked:  # not under the lock, so that each thread waits for its own limit only
+            self._look_up()
             self._check_version(client)
             self._checked = True
         return client
@@ -77,8 +78,6 @@ class Client:
 
     def _open(self) -> redis.Redis:
         self._address = where = address.resolve(self.url)
-        if not where.path and (error := lookup.within(self.limit_s, lambda: lookup.addresses(where.host, where.port))):
-            raise trouble.explain(error, where.shown)
         # Two tries fit into the limit when nothing answers at all.
         options: dict[str, Any] = {
             "socket_timeout": self.limit_s * TRY,
@@ -89,6 +88,14 @@ class Client:
             **where.options,
         }
         return redis.Redis(connection_pool=redis.ConnectionPool(connection_class=where.connection_class, **options))
+
+    def _look_up(self) -> None:
+        """redis-py would look the name up too, but for as long as the name servers take."""
+        where = self._address
+        if where and not where.path:
+            error = lookup.within(self.limit_s, lambda: lookup.addresses(where.host, where.port))
+            if error:
+                raise trouble.explain(error, where.shown)
 
     def _check_version(self, client: redis.Redis) -> None:
         def info() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import hiredis
+import psutil
 import pytest
 
 from prefork.broker import channel as channel_module
@@ -24,7 +25,7 @@ from prefork.broker.channel import Channel, Lost
 from prefork.broker.keys import Keys
 from prefork.worker.loop import Loop, Timer
 from tests.broker.wires import Listener, Proxy, Redislike, Says, free_port
-from tests.conftest import PATIENCE_S, Server
+from tests.conftest import PATIENCE_S, Server, until
 
 CERTIFICATE = Path(__file__).parent / "localhost.pem"
 KEYS = Keys("t", "q")
@@ -688,3 +689,39 @@ def test_a_forked_child_that_abandons_it_leaves_the_connection_alone(rig: Rigs, 
     assert waiting == [[b"something", b"v"]]
     assert it.ask("PING") == b"PONG"
     assert it.downs == []
+
+
+def hanging(*_: Any, **__: Any) -> Any:
+    """A name server that does not answer, seen from `getaddrinfo`."""
+    time.sleep(PATIENCE_S)
+
+
+def test_a_lookup_that_hangs_holds_nothing_that_is_open_here(rig: Rigs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pipes of children among it: were it to hold those, they would not see the end of a master that dies."""
+    monkeypatch.setattr(socket, "getaddrinfo", hanging)
+    reads, writes = os.pipe()
+    it = rig("redis://some.host:6379/0")
+    it.channel.connect()
+    os.close(writes)
+    ended: list[bytes] = []
+    it.loop.on_read(reads, lambda: ended.append(os.read(reads, 1)))
+    it.turn_until(lambda: ended, 5)
+    it.loop.forget(reads)
+    os.close(reads)
+    assert ended[0] == b""
+
+
+def test_a_lookup_that_hangs_ends_with_the_channel(rig: Rigs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", hanging)
+    before = {child.pid for child in psutil.Process().children()}
+    it = rig("redis://some.host:6379/0")
+    it.channel.connect()
+    started = {child.pid for child in psutil.Process().children()} - before
+    it.channel.close()
+
+    def gone() -> bool:
+        return all(
+            child.status() == psutil.STATUS_ZOMBIE for child in psutil.Process().children() if child.pid in started
+        )
+
+    until(gone, 5, "the process that looked the name up is gone")

@@ -539,7 +539,7 @@ def test_follow_ups_to_other_queues_go_first_and_the_acknowledgement_waits(desk:
     mail, printed = (call for call, _ in desk.wire.due)
     assert (mail.verb, mail.keys[0]) == ("enqueue", "a:b:{mail}:m")
     assert (printed.verb, printed.keys[0]) == ("enqueue", "a:b:{print}:m")
-    assert mail.arguments[::4] == (f"{0:032x}", f"{3:032x}")
+    assert mail.arguments[1::4] == (f"{0:032x}", f"{3:032x}")
     assert not desk.it.is_empty
     assert desk.it.unsettled() == 2
     desk.wire.reply([NOW_MS, 2])

@@ -4,7 +4,7 @@
 -- Returns  "cancelled" | "running": a worker holds it | "finished": it is not there, or a dead letter
 local id = ARGV[1]
 local message = redis.call('HGET', KEYS[1], id)
-if not message or message == '' or redis.call('ZSCORE', KEYS[6], id) then return 'finished' end
+if not message or message == '0 cancelled' or redis.call('ZSCORE', KEYS[6], id) then return 'finished' end
 for _, worker in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
   if redis.call('ZSCORE', ARGV[2] .. worker, id) then return 'running' end
 end
@@ -12,7 +12,7 @@ redis.call('HDEL', KEYS[2], id)
 local stands = redis.call('ZREM', KEYS[4], id) + redis.call('ZREM', KEYS[5], id) == 0
 if stands and redis.call('LLEN', KEYS[8]) <= 10000 then stands = redis.call('LREM', KEYS[8], 1, id) == 0 end
 if stands then
-  redis.call('HSET', KEYS[1], id, '') -- too far to look for: `claim` passes over it, and forgets it
+  redis.call('HSET', KEYS[1], id, '0 cancelled') -- too far to look for: `claim` passes over it, and forgets it
 else
   redis.call('HDEL', KEYS[1], id)
 end

@@ -39,7 +39,7 @@ local function keep(taken)
   if #taken == 0 then return false end
   local found = redis.call('HMGET', KEYS[3], unpack(taken))
   for i, id in ipairs(taken) do
-    if found[i] == '' then
+    if found[i] == '0 cancelled' then
       redis.call('HDEL', KEYS[3], id)
     elseif found[i] then -- those that aren't there were cancelled
       ids[#ids + 1] = id

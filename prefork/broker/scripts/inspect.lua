@@ -6,7 +6,7 @@
 local id = ARGV[1]
 local message, state, result = redis.call('HGET', KEYS[1], id), redis.call('HGET', KEYS[2], id), redis.call('GET', KEYS[6])
 local place, worker, score = 'pending', '', '0'
-if not message or message == '' then
+if not message or message == '0 cancelled' then
   return {result and 'finished' or '', false, false, result, '', '0'}
 end
 local due, died = redis.call('ZSCORE', KEYS[4], id), redis.call('ZSCORE', KEYS[5], id)
