@@ -100,7 +100,7 @@ class Bench:
     @property
     def messages(self) -> set[str]:
         """The ids of those that are there with their body; of a cancelled one the id may stay for a while."""
-        return {id.decode() for id, body in self.client.hgetall(self.keys.messages).items() if body}
+        return {id.decode() for id, body in self.client.hgetall(self.keys.messages).items() if body.startswith(b"1 ")}
 
     def active(self, worker: str) -> list[str]:
         return [id.decode() for id in self.client.zrange(self.keys.active(worker), 0, -1)]

@@ -258,6 +258,26 @@ def test_an_id_that_was_cancelled_and_enqueued_again_is_handed_out_at_most_once(
     assert all(len(places) == 1 for places in bench.places().values()), bench.places()
 
 
+def test_cancelled_messages_in_a_very_long_list_are_passed_over_too(real_bench: Bench) -> None:
+    """So long that `cancel` does not look for them."""
+    bench = real_bench
+    bench.lease("w")
+    some = ids(10_600)
+    bench.put(*some)
+    gone, again = some[5_000:5_500], some[7_000]
+    for id in (*gone, again):
+        assert bench.cancel(id) == "cancelled"
+        assert bench.inspect(id)[:4] == [b"", None, None, None]
+        assert bench.cancel(id) == "finished"
+    accepted = bench.put(again)
+    got: list[str] = []
+    while claimed := bench.claim("w", 1_000).ids:
+        got += claimed
+    assert got == [id for id in some if id not in gone and id != again] + [again] * accepted
+    assert bench.client.hlen(bench.keys.messages) == len(got), "nothing of them stays"
+    assert not bench.pending
+
+
 def test_an_id_that_was_cancelled_and_enqueued_again_for_later_does_not_run_now(bench: Bench) -> None:
     bench.lease("w")
     bench.put("a")
