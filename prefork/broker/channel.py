@@ -346,7 +346,7 @@ class Channel:
         if self._socket:
             self._socket.close()
         if self._lookup:
-            self._lookup.close()
+            self._lookup.abandon()
 
     def waits(self) -> Iterable[Sent]:
         """The commands whose replies are due, oldest first."""

@@ -5,6 +5,7 @@ A forked process does it for the master, whose one thread never waits and which 
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import signal
@@ -14,6 +15,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import orjson
+
+LONGEST_S = 30
 
 
 class Found(NamedTuple):
@@ -48,8 +51,8 @@ class Lookup:
         self.fd, write = os.pipe()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            pid = os.fork()
-            if pid == 0:
+            self._pid = os.fork()
+            if self._pid == 0:
                 _answer(write, host, port)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -66,15 +69,28 @@ class Lookup:
         return [Found(family, kind, protocol, tuple(target)) for family, kind, protocol, target in told]
 
     def close(self) -> None:
-        """Forget it; the process ends by itself."""
+        """Forget it, and end the process if it goes on."""
+        os.close(self.fd)
+        with contextlib.suppress(ChildProcessError):  # reaped with the other children
+            if not os.waitpid(self._pid, os.WNOHANG)[0]:
+                os.kill(self._pid, signal.SIGKILL)
+                os.waitpid(self._pid, 0)
+
+    def abandon(self) -> None:
+        """In a forked child: it is not ours."""
         os.close(self.fd)
 
 
 def _answer(write: int, host: str, port: int) -> None:
     try:
+        # Nothing of the master's stays open here: the pipes of its children tell them of its death.
+        os.closerange(3, write)
+        os.closerange(write + 1, os.sysconf("SC_OPEN_MAX"))
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        signal.alarm(LONGEST_S)  # should the master be killed meanwhile
         try:
             data = orjson.dumps([list(found) for found in addresses(host, port)])
         except OSError as error:
