@@ -162,9 +162,10 @@ class Dispatcher(Generic[W]):
 
     def stale(self, now_s: float) -> list[W]:
         """What was claimed and can't be handed out soon: it goes back to its queue, for other workers."""
-        stale = [work for work in self.ready if now_s - work.ready_since_s >= STALE_S]
-        if stale:
-            self.ready = deque(work for work in self.ready if now_s - work.ready_since_s < STALE_S)
+        if not any(now_s - work.ready_since_s >= STALE_S for work in self.ready):
+            return []
+        stale = list(self.ready)  # all of it: what came later must not be started before what goes back
+        self.ready.clear()
         return stale
 
     def waits(self) -> bool:
