@@ -14,9 +14,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import hypothesis
 import psutil
 import pytest
 import redis
+
+# A machine that is busy with something else is no fault of what is tested.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 PATIENCE_S = 20.0  # of a wait on a machine that is busy with something else
 

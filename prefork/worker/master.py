@@ -12,6 +12,7 @@ One thread. The master's own code never waits for Redis, so that a slow or dead 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -269,8 +270,10 @@ class Master:
     def on_answer(self, child: Process, answer: Answer) -> None:
         """A child has answered, or said how far it is."""
         if answer.kind == handoff.PROGRESS:
-            if order := child.end.unanswered.get(answer.number):
-                self.settlement.progress(order.message, orjson.loads(answer.payload))
+            order = child.end.unanswered.get(answer.number)
+            with contextlib.suppress(ValueError):  # a task may write into the pipe
+                if order:
+                    self.settlement.progress(order.message, orjson.loads(answer.payload))
             return
         order = child.end.settle(answer.number)
         if order is None:

@@ -94,7 +94,8 @@ def test_a_timed_out_task_is_retried_and_then_a_dead_letter(project: Project) ->
     assert result.attempts == 3
     assert [error.exception_class_path for error in result.errors] == ["prefork.TaskTimeout"] * 3
     times = [float(line) for line in project.lines("slow")]
-    assert all(later - earlier >= 0.5 for earlier, later in pairwise(times))
+    # Less than the 0.5 s of both: the time counts from the hand-off, the note from the task's own first line.
+    assert all(later - earlier >= 0.3 for earlier, later in pairwise(times))
     assert state(project, result).get("crashes", 0) == 0
     assert worker.stop() == 0
 
