@@ -20,7 +20,7 @@ def test_a_task_is_killed_at_its_deadline_whatever_it_does(project: Project, wha
     until(lambda: project.lines("how"))
     clock = Clock()
     wait_dead(project, result, 5)
-    assert clock.s > 0.5
+    assert clock.s > 0.3  # counted from the hand-off, which may be some time before the task's first line
     assert result.attempts == 1
     assert result.errors[-1].exception_class_path == "prefork.TaskTimeout"
     assert "0.7 s" in result.errors[-1].message
@@ -118,7 +118,7 @@ def test_the_deadline_of_the_configuration_holds_for_tasks_without_one(project: 
 
 
 SOFT = """
-@app.task(soft_timeout=0.3, timeout=1.2, max_retries=0)
+@app.task(soft_timeout=0.3, timeout=3, max_retries=0)
 def sync(how):
     try:
         if how == "sleep":
@@ -140,7 +140,7 @@ def sync(how):
     finally:
         note("cleaned up")
 
-@app.task(soft_timeout=0.3, timeout=1.2, max_retries=0)
+@app.task(soft_timeout=0.3, timeout=3, max_retries=0)
 async def asyn(how):
     import asyncio
     try:
