@@ -15,7 +15,7 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -347,10 +347,6 @@ class Channel:
             self._socket.close()
         if self._lookup:
             self._lookup.abandon()
-
-    def waits(self) -> Iterable[Sent]:
-        """The commands whose replies are due, oldest first."""
-        return iter(self._expected)
 
 
 NOT_YET = object()

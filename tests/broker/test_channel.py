@@ -615,7 +615,7 @@ def test_a_server_that_breaks_off_the_greeting_is_greeted_again_on_one_connectio
         assert len(it.downs) <= there.accepted <= len(it.downs) + 1, "one try, one report"
         assert tries <= there.accepted <= tries + 2
         it.turn_until(lambda: len(there.open) == 1)
-        assert not list(it.channel.waits())
+        assert not it.channel._expected
 
 
 def test_a_broken_connection_is_reported_once(rig: Rigs, server: Server) -> None:
