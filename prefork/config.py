@@ -12,27 +12,18 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prefork import values
 from prefork.errors import ConfigError
+from prefork.values import Queues, quote
 
 SECTION = "prefork"
-_UNITS = {"d": Fraction(86400), "h": Fraction(3600), "m": Fraction(60), "s": Fraction(1), "ms": Fraction(1, 1000)}
-_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?) ?(ms|[smhd])?")
+_ENVIRONMENT = re.compile(r"%\(ENV_([^)]*)\)s")
 _COMMENT = re.compile(r"(?:^|\s)[#;].*")
-
-
-@dataclass(frozen=True, slots=True)
-class Queues:
-    """What a worker listens to: `weights` None means strict order, the first name first; else one weight per name."""
-
-    names: tuple[str, ...]
-    weights: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +37,14 @@ class Settings:
     shutdown_timeout_s: float
     timeout_s: float | None
     max_tasks_per_child: int | None
+    max_memory_per_child_bytes: int | None
     lease_s: float
     log_level: str
     log_format: str
     prefix: str | None
     directory: Path  # absolute, symlinks kept
+    pidfile: Path | None  # absolute
+    user: str | None  # name or name:group, both known here
     max_crashes: int
     dead_max: int
     dead_ttl_s: float
@@ -59,99 +53,6 @@ class Settings:
 def usable_cores() -> int:
     """The number of cores this process may use (taskset and cpusets count, CPU quotas don't)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def duration(text: str) -> float:
-    """Seconds in `8`, `0.5`, `500ms`, `30s`, `5m`, `2h` or `180d`; ValueError for anything else."""
-    match = _DURATION.fullmatch(text)
-    if match is None:
-        raise ValueError(f"must be a time, as 10, 500ms, 30s, 5m, 2h or 180d, not {_quote(text)}")
-    return float(Fraction(match[1]) * _UNITS[match[2] or "s"])
-
-
-def queue_name(name: str) -> str:
-    """`name` itself when a queue may be called so, else ValueError: it becomes a part of keys in Redis."""
-    if not _plain(name, "{}:,"):
-        rule = "1 to 100 characters without whitespace, '{', '}', ':' or ','"
-        raise ValueError(f"{_quote(name)} is not a queue name ({rule})")
-    return name
-
-
-def _plain(text: str, banned: str) -> bool:
-    return 1 <= len(text) <= 100 and all(c.isprintable() and not c.isspace() and c not in banned for c in text)
-
-
-def _quote(raw: str) -> str:
-    return repr(raw if len(raw) <= 60 else raw[:59] + "…")
-
-
-def _whole(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,12}", text):
-        raise ValueError
-    return int(text)
-
-
-def _range(read: Callable[[str], float], low: str, high: str, *, none: bool = False) -> Callable[[str], float | None]:
-    """A parser of what `read` reads, from `low` to `high`, both written as a user would; `none`: that word is None."""
-
-    def parse(raw: str) -> float | None:
-        if none and raw.lower() == "none":
-            return None
-        with suppress(ValueError):
-            if read(low) <= (value := read(raw)) <= read(high):
-                return value
-        kind = "a whole number" if read is _whole else "a time in seconds (or as 500ms, 5m, 2h, 1d)"
-        raise ValueError(f"must be {kind} from {low} to {high}{' or none' * none}, not {_quote(raw)}")
-
-    return parse
-
-
-def _one_of(*words: str) -> Callable[[str], str]:
-    def parse(raw: str) -> str:
-        if raw.lower() not in (known := {word.lower(): word for word in words}):
-            raise ValueError(f"must be one of {', '.join(known)}, not {_quote(raw)}")
-        return known[raw.lower()]
-
-    return parse
-
-
-def _app(raw: str) -> str:
-    module, _, attribute = raw.partition(":")
-    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
-        raise ValueError(f"must have the form module:attribute, as in shop.tasks:app, not {_quote(raw)}")
-    return raw
-
-
-def _queues(raw: str) -> Queues:
-    items = [[part.strip() for part in item.split(":", 1)] for item in raw.split(",")]
-    if [""] in items:
-        raise ValueError("has an empty name; remove the comma too many")
-    names = tuple(queue_name(item[0]) for item in items)
-    for at, name in enumerate(names):
-        if name in names[:at]:
-            raise ValueError(f"names {_quote(name)} twice; remove one")
-    bare = [item[0] for item in items if len(item) == 1]
-    if len(bare) == len(items):
-        return Queues(names)
-    if bare:
-        raise ValueError(f"{_quote(bare[0])} has no weight but others have; give all of them one (mail:3) or none")
-    for name, weight in items:
-        if not re.fullmatch("[1-9][0-9]{0,2}|1000", weight):
-            raise ValueError(f"the weight of {name!r} must be a whole number from 1 to 1000, not {_quote(weight)}")
-    return Queues(names, tuple(int(weight) for _, weight in items))
-
-
-def _prefix(raw: str) -> str:
-    if not _plain(raw, "{}"):
-        raise ValueError(f"must be 1 to 100 characters without whitespace, '{{' or '}}', not {_quote(raw)}")
-    return raw
-
-
-def _directory(raw: str) -> Path:
-    folder = Path(raw).absolute()  # `resolve` would pin what a symlink like `current` means today
-    if not os.path.isdir(folder):
-        raise ValueError(f"there is no folder {str(folder)!r}; create it or correct the path")
-    return folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,22 +75,26 @@ class Key:
         return "--" + self.name.replace("_", "-")
 
 
-_number, _time = partial(_range, _whole), partial(_range, duration)
+_number, _time = partial(values.within, values.whole), partial(values.within, values.duration)
+FILES = ("directory", "pidfile")  # relative to the file's folder
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _MANY = str(10**9)
 _TABLE = (
-    Key("app", _app, None, "The app, as module:attribute. Required."),
+    Key("app", values.app, None, "The app, as module:attribute. Required."),
     Key("broker", str, None, "URL of Redis or Valkey. Default: the app's own broker."),
-    Key("queues", _queues, "default", "Strict order: mail, default. By weight: mail:3, default:1.", lines=True),
+    Key("queues", values.queues, "default", "Strict order: mail, default. By weight: mail:3, default:1.", lines=True),
     Key("concurrency", _number("1", "1000"), None, "Number of children. Default: one for each usable core."),
     Key("shutdown_timeout", _time("0s", "1d"), "8", "Seconds that tasks may still run after TERM; 0: none.", "s"),
     Key("timeout", _time("1ms", "365d", none=True), "none", "Seconds until a task is killed, or none.", "s"),
     Key("max_tasks_per_child", _number("1", _MANY, none=True), "none", "Tasks until a child is replaced, or none."),
+    Key("max_memory_per_child", values.size, "none", "Size, as 200MB, at which a child is replaced, or none.", "bytes"),
     Key("lease", _time("1s", "1h"), "10", "Seconds of silence until others take over this worker's tasks.", "s"),
-    Key("log_level", _one_of(*_LEVELS), "info", "debug, info, warning, error or critical."),
-    Key("log_format", _one_of("text", "json"), "text", "text for people, json for machines; one line each."),
-    Key("prefix", _prefix, None, "What the names of all keys in Redis start with. Default: the app's own prefix."),
-    Key("directory", _directory, None, "Folder to import the app from. Default: the folder of this file."),
+    Key("log_level", values.one_of(*_LEVELS), "info", "debug, info, warning, error or critical."),
+    Key("log_format", values.one_of("text", "json"), "text", "text for people, json for machines; one line each."),
+    Key("prefix", values.prefix, None, "What the names of all keys in Redis begin with. Default: the app's own."),
+    Key("directory", values.directory, None, "Folder to import the app from. Default: the folder of this file."),
+    Key("pidfile", values.pidfile, None, "File for the pid, locked; the status socket is beside it. Default: none."),
+    Key("user", values.user, None, "User, or user:group, to become before the app is imported. Default: nobody else."),
     Key("max_crashes", _number("1", _MANY), "3", "Deaths of its child that make a message a dead letter."),
     Key("dead_max", _number("0", _MANY), "10000", "Dead letters kept for each queue; the oldest go first."),
     Key("dead_ttl", _time("1s", "3650d"), "180d", "Seconds that dead letters are kept.", "s"),
@@ -219,17 +124,29 @@ def load(path: Path | None = None, overrides: Mapping[str, str] = {}, *, require
         raise ConfigError(path or KEYS["app"].flag, None, f"no app is named; give it as module:attribute: {form}")
     found.setdefault("directory", _Found(".", path or KEYS["directory"].flag))
 
-    values: dict[str, Any] = {k.field: None if k.default is None else k.parse(k.default) for k in KEYS.values()}
-    values["concurrency"] = usable_cores()
+    parsed: dict[str, Any] = {k.field: None if k.default is None else k.parse(k.default) for k in KEYS.values()}
+    parsed["concurrency"] = usable_cores()
     for name, (raw, where, line) in found.items():
         try:
-            values[KEYS[name].field] = _parse(KEYS[name], raw, where.parent if isinstance(where, Path) else Path())
+            raw = _with_environment(raw)
+            parsed[KEYS[name].field] = _parse(KEYS[name], raw, where.parent if isinstance(where, Path) else Path())
         except (ValueError, OSError) as error:  # OSError: the current folder is gone
             raise ConfigError(where, line, f"{name}: {error}" if isinstance(where, Path) else str(error)) from None
-    scheme, _, folder = (values["broker"] or "").partition(":")
+    scheme, _, folder = (parsed["broker"] or "").partition(":")
     if scheme == "embedded" and folder.strip():  # the same folder for all who read this file, from wherever
-        values["broker"] = "embedded:" + os.path.join(values["directory"], os.path.expanduser(folder.strip()))
-    return Settings(**values)
+        parsed["broker"] = "embedded:" + os.path.join(parsed["directory"], os.path.expanduser(folder.strip()))
+    return Settings(**parsed)
+
+
+def _with_environment(raw: str) -> str:
+    """As supervisord does it; every other % stays, since URLs have some."""
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise ValueError(f"the environment has no {match[1]}, which %(ENV_{match[1]})s stands for; set it")
+        return os.environ[match[1]]
+
+    return _ENVIRONMENT.sub(value, raw)
 
 
 def _parse(key: Key, raw: str, base: Path) -> object:
@@ -238,7 +155,7 @@ def _parse(key: Key, raw: str, base: Path) -> object:
     unseen = next((c for c in raw if not c.isprintable() and c != "\t"), None)
     if unseen is not None:
         raise ValueError(f"holds the character {unseen!a}, which cannot be seen; remove it")
-    return key.parse(os.path.join(base, os.path.expanduser(raw)) if key.name == "directory" else raw)
+    return key.parse(os.path.join(base, os.path.expanduser(raw)) if key.name in FILES else raw)
 
 
 class _Ini(configparser.ConfigParser):
@@ -273,7 +190,7 @@ def _read(path: Path) -> dict[str, _Found]:
     try:
         ini.read_file(ini.ours(text))
     except configparser.DuplicateSectionError as error:
-        raise ConfigError(path, error.lineno, f"duplicate section {_quote(str(error.section))}; merge them") from None
+        raise ConfigError(path, error.lineno, f"duplicate section {quote(str(error.section))}; merge them") from None
     except configparser.DuplicateOptionError as error:
         first = ini.lines[error.option]
         raise ConfigError(path, error.lineno, f"duplicate key, set on line {first} already; remove one") from None
@@ -285,7 +202,7 @@ def _read(path: Path) -> dict[str, _Found]:
         missing = f"there is no section [{SECTION}]"
         for header, line in ini.lines.items():
             if difflib.get_close_matches(re.sub("[^a-z]", "", header.lower())[:60], (SECTION, "worker")):
-                raise ConfigError(path, line, f"{missing}; did you mean it by {_quote(header)}?")
+                raise ConfigError(path, line, f"{missing}; did you mean it by {quote(header)}?")
         raise ConfigError(path, None, f"{missing}; put [{SECTION}] on a line above the settings")
 
     found = {}
@@ -320,4 +237,4 @@ def _text(path: Path) -> str:
 def _unknown(name: str) -> str:
     near = difflib.get_close_matches(name.lower()[:60], KEYS, n=1)
     remedy = f"did you mean '{near[0]}'?" if near else f"the keys are {', '.join(KEYS)}"
-    return f"unknown key {_quote(name)}; {remedy}"
+    return f"unknown key {quote(name)}; {remedy}"

@@ -27,6 +27,18 @@ class AppError(PreforkError):
     """An app that cannot be imported, or whose tasks cannot be registered."""
 
 
+class PidfileTaken(PreforkError):
+    """Another worker, which is alive, holds the pidfile."""
+
+
+class PidfileUnusable(PreforkError):
+    """A pidfile that can't be written, or that is something else."""
+
+
+class NoPrivilege(PreforkError):
+    """A `user` that this process may not become."""
+
+
 class BrokerError(PreforkError):
     """A broker that cannot be used: a wrong URL, refused, too old, no permission, out of reach.
 
@@ -84,10 +96,6 @@ class ResultUnavailable(PreforkError, LookupError):
     """Nothing is known of this task: it keeps no result, its result has expired, or it never was."""
 
 
-class Cancelled(PreforkError):
-    """Recorded as the error of a task that was cancelled before it started."""
-
-
 class Expired(PreforkError):
     """Recorded as the error of a task that had not started by its `expires`."""
 
@@ -126,3 +134,11 @@ class Dead(PreforkError):
 
 class SoftTimeout(BaseException):
     """Raised inside a task at its `soft_timeout`. Not an `Exception`, so that `except Exception` lets it pass."""
+
+
+class Cancelled(BaseException):
+    """Raised inside a running task that an operator cancels; recorded as the error of each task that was cancelled.
+
+    Not an `Exception`, so that `except Exception` lets it pass. In an `async def` task, asyncio's CancelledError is
+    raised in its place.
+    """

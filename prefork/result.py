@@ -169,8 +169,12 @@ class TaskResult(Generic[R_co]):
         last = errors[-1] if errors else TaskError("", "")
         raise TaskFailed(self.task_name, self.id, last.exception_class_path, last.message, last.traceback)
 
-    def cancel(self) -> bool:
-        """Cancel it if it has not started: then it is FAILED with `prefork.Cancelled`. -> whether it was cancelled"""
+    def cancel(self, *, running: bool = False) -> bool:
+        """Cancel it if it has not started: then it is FAILED with `prefork.Cancelled`. -> whether it was cancelled
+
+        `running`: if it has, tell its worker to stop it: `Cancelled` is raised in it, and five seconds later its child
+        is killed. It may end otherwise before that; `wait` tells. -> whether it was cancelled or the worker told
+        """
         now_ms = time.time_ns() // 1_000_000
         error = {"class": f"prefork.{Cancelled.__name__}", "message": "cancelled before it started", "traceback": ""}
         record = {"status": "FAILED", "task": self.task_name, "enqueued_ms": self._enqueued_ms, "finished_ms": now_ms}
@@ -178,7 +182,8 @@ class TaskResult(Generic[R_co]):
         before = message.State.decode(self._app.client.inspect(self.queue_name, self.id)[2])
         record |= {"attempts": before.attempts, "started_ms": before.started_ms, "errors": [*before.errors, error]}
         record_bytes = orjson.dumps(record)
-        return self._app.client.cancel(self.queue_name, self.id, ttl_ms, record_bytes) == "cancelled"
+        said = self._app.client.cancel(self.queue_name, self.id, ttl_ms, record_bytes, stop=running)
+        return said in ("cancelled", "asked")
 
     def _keeps_none(self) -> bool:
         return self._app.result_ttl_ms(self.task_name) == 0

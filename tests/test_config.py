@@ -9,13 +9,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from prefork.config import KEYS, Queues, Settings, duration, load, queue_name, usable_cores
+from prefork.config import KEYS, Settings, load, usable_cores
 from prefork.errors import ConfigError, PreforkError
+from prefork.values import Queues, duration, queue_name
 
 APP = "app = shop.tasks:app\n"
 ALL_KEYS = (
-    "the keys are app, broker, queues, concurrency, shutdown_timeout, timeout, max_tasks_per_child, lease, log_level, "
-    "log_format, prefix, directory, max_crashes, dead_max, dead_ttl"
+    "the keys are app, broker, queues, concurrency, shutdown_timeout, timeout, max_tasks_per_child, "
+    "max_memory_per_child, lease, log_level, log_format, prefix, directory, pidfile, user, max_crashes, "
+    "dead_max, dead_ttl"
 )
 
 
@@ -56,10 +58,20 @@ def test_only_the_app_must_be_given(conf):
         max_crashes=3,
         dead_max=10_000,
         dead_ttl_s=180 * 86_400.0,
+        max_memory_per_child_bytes=None,
+        pidfile=None,
+        user=None,
     )
 
 
 GOOD = [
+    ("max_memory_per_child", "none", None),
+    ("max_memory_per_child", "200MB", 200_000_000),
+    ("max_memory_per_child", "1.5 gib", 3 << 29),
+    ("max_memory_per_child", "1048576", 1 << 20),
+    ("pidfile", "/run/shop.pid", Path("/run/shop.pid")),
+    ("user", "root", "root"),
+    ("user", "root:root", "root:root"),
     ("app", "app:app", "app:app"),
     ("app", "a.b_2.c:make", "a.b_2.c:make"),
     ("broker", "redis://:p#s;w=x%(y)s@host:6379/0?a=b", "redis://:p#s;w=x%(y)s@host:6379/0?a=b"),
@@ -112,7 +124,7 @@ def test_every_default_and_doc_is_fit_for_a_documented_file(key):
     assert key.default is None or key.parse(key.default) is not ...
     assert key.doc.endswith(".")
     assert key.default is not None or "Required" in key.doc or "Default: " in key.doc
-    assert key.unit == "" or "econds" in key.doc
+    assert {"": "", "s": "econds", "bytes": "Size"}[key.unit] in key.doc
 
 
 def test_comments_spacing_and_the_sections_of_the_app_are_passed_over(conf):

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork import InvalidOption, Prefork, PreforkError, options
-from prefork.config import queue_name as name_in_conf
 from prefork.options import TEN_YEARS_S, TaskOptions
+from prefork.values import queue_name as name_in_conf
 
 
 def job(a: int = 0) -> int:

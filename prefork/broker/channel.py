@@ -335,6 +335,10 @@ class Channel:
             self._timer.cancel()
             self._timer = None
 
+    def restart(self) -> None:
+        """End the connection, with what the server still does for it, and begin a new one."""
+        self._break(ConnectionError("asked to"))
+
     def close(self) -> None:
         """End the connection, and do not come back."""
         self._closed = True

@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from prefork.broker import address, lookup, trouble, verbs
-from prefork.broker.keys import Keys, queues_key
+from prefork.broker.keys import Keys, queues_key, worker_key
 from prefork.errors import BrokerError, EnqueueUncertain
 
 TRANSIENT = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError, OSError)
@@ -177,10 +177,20 @@ class Client:
         now_ms, _ = self.call(verbs.enqueue(k, entries), again=again, uncertain=True)
         return int(now_ms)
 
-    def cancel(self, queue: str, id: str, result_ttl_ms: int, record: bytes) -> str:
-        """Cancel what has not started. -> cancelled, running or finished"""
-        answer: bytes = self.call(verbs.cancel(self.keys(queue), id, result_ttl_ms, record))
+    def cancel(self, queue: str, id: str, result_ttl_ms: int, record: bytes, *, stop: bool = False) -> str:
+        """Cancel what has not started; `stop`: ask its worker if it has. -> cancelled, asked, running or finished"""
+        answer: bytes = self.call(verbs.cancel(self.keys(queue), id, result_ttl_ms, record, stop=stop))
         return answer.decode()
+
+    def ask(self, queue: str, worker: str, request: str) -> bool:
+        """Ask a worker of a queue for a `report`; it writes it to `worker_key`. -> whether it has a lease there"""
+        return bool(self.call(verbs.ask(self.keys(queue), worker, request)))
+
+    def reported(self, worker: str) -> bytes | None:
+        """What a worker has reported of itself, JSON, if it has lately."""
+        key = worker_key(self.prefix, worker)
+        answered: bytes | None = self._bounded(lambda: self.connection().get(key), uncertain=False)
+        return answered
 
     def inspect(self, queue: str, id: str) -> list[Any]:
         """All that is known of a task in a queue; see inspect.lua."""

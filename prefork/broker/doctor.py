@@ -30,7 +30,7 @@ def examine(client: Client) -> Iterator[Finding]:
     """Look at the server, then at each queue."""
     info = client.info()
     yield from _server(client, info)
-    yield from _memory(info)
+    yield from memory(info)
     yield from _persistence(info)
     yield from _here()
     for queue in client.queues():
@@ -60,7 +60,8 @@ def _clock_off_s(client: Client) -> float:
     return off_s if abs(off_s) > CLOCK_OFF_S else 0.0
 
 
-def _memory(info: dict[str, Any]) -> Iterator[Finding]:
+def memory(info: dict[str, Any]) -> Iterator[Finding]:
+    """Whether the server may throw tasks away, or run out of memory."""
     policy, limit, used = (
         info.get("maxmemory_policy", "noeviction"),
         info.get("maxmemory", 0),

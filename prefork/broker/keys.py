@@ -20,6 +20,7 @@ class Keys:
         self.wake = base + "wake"  # zset of one member: what idle masters block on
         self.paused = base + "paused"  # set while nothing may be claimed
         self.active_prefix = base + "active:"  # zset per worker: id -> claimed ms
+        self.requests_prefix = base + "requests:"  # zset per worker: what operators ask it for
         self.result_prefix = base + "r:"  # string per finished task that keeps a result
         self.done_prefix = base + "done:"  # channel per task: says that it has finished
 
@@ -27,7 +28,16 @@ class Keys:
         """The key of what one worker holds."""
         return self.active_prefix + worker
 
+    def requests(self, worker: str) -> str:
+        """The key of what operators ask of one worker: `report`, or `cancel <id>`."""
+        return self.requests_prefix + worker
+
 
 def queues_key(prefix: str) -> str:
     """The key of the set of all queue names."""
     return f"{prefix}:queues"
+
+
+def worker_key(prefix: str, worker: str) -> str:
+    """The key of what a worker has reported of itself; it expires soon."""
+    return f"{prefix}:worker:{worker}"

@@ -97,10 +97,16 @@ def beat(k: Keys, worker: str, lease_ms: int, *, first: bool) -> Call:
     return Call("beat", (k.leases, k.pending, k.ranked, k.scheduled, k.paused), (worker, lease_ms, "01"[first]))
 
 
-def cancel(k: Keys, id: str, result_ttl_ms: int, record: bytes) -> Call:
-    """Cancel what has not been claimed. -> b"cancelled", b"running" or b"finished" """
+def cancel(k: Keys, id: str, result_ttl_ms: int, record: bytes, *, stop: bool = False) -> Call:
+    """Cancel what has not been claimed; `stop`: ask the worker that runs it. -> cancelled, asked, running, finished"""
     keys = (k.messages, k.state, k.leases, k.scheduled, k.ranked, k.dead, k.stats, k.pending)
-    return Call("cancel", keys, (id, k.active_prefix, k.result_prefix + id, k.done_prefix + id, result_ttl_ms, record))
+    head = (id, k.active_prefix, k.result_prefix + id, k.done_prefix + id, result_ttl_ms, record)
+    return Call("cancel", keys, (*head, k.requests_prefix if stop else ""))
+
+
+def ask(k: Keys, worker: str, request: str) -> Call:
+    """Ask a living worker for something. -> 1, or 0 if it has no lease"""
+    return Call("ask", (k.leases, k.requests(worker)), (worker, request))
 
 
 def inspect(k: Keys, id: str) -> Call:

@@ -1,24 +1,19 @@
-"""`prefork-worker`: run a worker."""
+"""`prefork-worker`: run a worker, check what it would run, or ask one that runs."""
 
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from prefork import config
-from prefork.app import Prefork
-from prefork.cli.load import EXIT_APP, EXIT_BROKER, EXIT_CONFIG, left_behind, load_app
+from prefork.cli.exits import EXIT_DOWN, exit_code
 from prefork.config import KEYS, Settings
-from prefork.errors import AppError, BrokerError, ConfigError, InvalidOption, PreforkError
-from prefork.worker import logs
-from prefork.worker.master import Master
+from prefork.errors import PreforkError
 
-log = logging.getLogger("prefork")
 OVERRIDES = ("concurrency", "queues", "log_level")
+PING_LIMIT_S, READY_LIMIT_S = 2.0, 5.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,20 +21,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         settings = config.load(options.config, {key: raw for key in OVERRIDES if (raw := getattr(options, key))})
-        handler = logs.set_up(settings.log_level, settings.log_format)
-        app = load_app(settings)
-        app.client.connection()
+        if options.ping or options.ready:
+            return _ask(options.config, settings, ready=options.ready)
+        # A health check that runs every few seconds has no use for the rest, whose import takes most of its time.
+        from prefork.cli import start
+
         if options.check:
-            return _report(app, settings)
-        app.client.close()
+            return start.check(settings)
+        return start.run(settings, options.config, burst=options.burst)
     except PreforkError as error:
         print(f"prefork-worker: {error}", file=sys.stderr)
-        return _exit_code(error)
-    if left := left_behind():
-        log.warning("the import of %s leaves %s behind, which its children can't use; open them in @app.on_child_start",
-                    settings.app, ", ".join(left[:5]))  # fmt: skip
-    Master(app, settings, handler, burst=options.burst).run()
-    return 0
+        return exit_code(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,25 +41,52 @@ def _parser() -> argparse.ArgumentParser:
     add("-n", "--concurrency", metavar="N", help=KEYS["concurrency"].doc)
     add("-Q", "--queues", metavar="NAMES", help=KEYS["queues"].doc)
     add("--log-level", metavar="LEVEL", help=KEYS["log_level"].doc)
+    instead = parser.add_mutually_exclusive_group()
+    add = instead.add_argument
     add("--check", action="store_true", help="check configuration, app and broker, say so in one line, and exit")
+    add("--ping", action="store_true", help="ask the running worker whether its loop turns, and exit: 0 yes, 1 no")
+    add("--ready", action="store_true", help="as --ping, and whether its children are up and the broker is reachable")
     add("--burst", action="store_true", help="run what is there, and exit")
-    add("--version", action="version", version=f"prefork {version('prefork')}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="say which version this is, and exit")
     return parser
 
 
-def _report(app: Prefork, settings: Settings) -> int:
-    info = app.client.info()
-    names = ", ".join(settings.queues.names)
-    server = f"valkey {info['valkey_version']}" if "valkey_version" in info else f"redis {info.get('redis_version')}"
-    elsewhere = {t.options.queue_name for t in app.tasks.values()} - set(settings.queues.names)
-    note = f"; nobody here listens to {', '.join(sorted(elsewhere))}" if elsewhere else ""
-    print(f"ok: {settings.app} has {len(app.tasks)} tasks, {app.client.shown} is {server}, queues {names}{note}")
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"prefork {version('prefork')}")
+        parser.exit()
+
+
+def _ask(conf: Path, settings: Settings, *, ready: bool) -> int:
+    """Ask each worker of this configuration: without the app, without the broker."""
+    from prefork.worker import status
+
+    found = status.sockets(conf, settings.pidfile, settings.user)
+    answered = 0
+    for path in found:
+        try:
+            told = status.ask(path, READY_LIMIT_S if ready else PING_LIMIT_S)
+        except TimeoutError:
+            return _down(f"the worker behind {path} does not answer: its loop stands still")
+        except (ConnectionRefusedError, ConnectionResetError, FileNotFoundError):
+            continue  # what a worker that was killed has left
+        except OSError as error:
+            return _down(f"cannot ask the worker behind {path}: {error.strerror or error}")
+        answered += 1
+        if ready and not told["ready"]:
+            states = ", ".join(sorted({child["state"] for child in told["children"]})) or "none"
+            return _down(f"pid {told['pid']} is not ready: {told['phase']}, broker {told['broker']}, children {states}")
+    if not answered:
+        return _down(f"no worker of {conf} runs here")
+    print("ready" if ready else "pong")
     return 0
 
 
-def _exit_code(error: PreforkError) -> int:
-    kinds = ((ConfigError, EXIT_CONFIG), (AppError, EXIT_APP), (BrokerError, EXIT_BROKER), (InvalidOption, EXIT_CONFIG))
-    return next((code for kind, code in kinds if isinstance(error, kind)), 1)
+def _down(said: str) -> int:
+    print(f"prefork-worker: {said}", file=sys.stderr)
+    return EXIT_DOWN
 
 
 if __name__ == "__main__":

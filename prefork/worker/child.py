@@ -18,8 +18,6 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Coroutine, Generator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from time import monotonic, perf_counter, sleep
 from typing import Any, NoReturn
@@ -29,13 +27,15 @@ from setproctitle import setproctitle
 
 from prefork.app import Prefork
 from prefork.context import Context
-from prefork.errors import BadMessage, Dead, NotJSON, PayloadTooLarge, Retry, SoftTimeout
+from prefork.errors import BadMessage, Dead, NotJSON, PayloadTooLarge, Retry
 from prefork.message import MAX_ERROR_TEXT, derived_id, encode_result
 from prefork.retry import default_retry_delay, retry_delay_s
 from prefork.task import Task
-from prefork.worker import handoff
+from prefork.worker import handoff, notify
 from prefork.worker.handoff import ChildEnd, Given
+from prefork.worker.interrupt import Stopper, soft_timeout, with_soft_timeout
 from prefork.worker.logs import Handler, capture_prints
+from prefork.worker.slate import Slate
 
 log = logging.getLogger("prefork")
 PROGRESS_EVERY_S = 0.2
@@ -55,10 +55,12 @@ class Child:
         tasks: list[Task[..., Any]],
         queues: tuple[str, ...],
         end: ChildEnd,
+        slate: Slate,
         handler: Handler,
     ) -> None:
         self._number, self._app, self._tasks, self._queues = number, app, tasks, queues
-        self._end, self._log = end, handler
+        self._end, self._slate, self._log = end, slate, handler
+        self._stopper = Stopper(slate)
         self._runner: asyncio.Runner | None = None
         self._title = f"prefork: child {number} of {app.name}"
         self._cpu_s = 0.0
@@ -68,6 +70,8 @@ class Child:
         code = 0
         try:
             cut_loose(master)
+            self._slate.listen()
+            self._stopper.arm()
             self._pid = os.getpid()
             self._prints = capture_prints(self._log)
             setproctitle(self._title)
@@ -131,8 +135,11 @@ class Child:
             context = self._context(task, given)
             args.insert(0, context)
         try:
+            self._stopper.running = given.number
             value = self._call(task, args, kwargs, given.soft_timeout_s)
+            self._stopper.running = 0
         except BaseException as error:
+            self._stopper.running = 0
             return handoff.FAILED, self._failure(task, given, error)
         try:
             result = encode_result(task.name, value) if task.options.result_ttl_s else b""
@@ -146,12 +153,17 @@ class Child:
         if not task.is_async:
             if not soft_s:
                 return task.function(*args, **kwargs)
-            with _soft_timeout(soft_s):
+            with soft_timeout(soft_s):
                 return task.function(*args, **kwargs)
         if self._runner is None:
             self._runner = asyncio.Runner()
+            self._stopper.loop = self._runner.get_loop()
         coroutine = task.function(*args, **kwargs)
-        return self._runner.run(_with_soft_timeout(coroutine, soft_s) if soft_s else coroutine)
+        it = self._stopper.coroutine = with_soft_timeout(coroutine, soft_s) if soft_s else coroutine
+        try:
+            return self._runner.run(it)
+        finally:
+            self._stopper.coroutine = None
 
     def _context(self, task: Task[..., Any], given: Given) -> Context:
         said_s = 0.0
@@ -203,6 +215,7 @@ def cut_loose(master: int) -> None:
                    signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU):  # fmt: skip
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    notify.forget()
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
@@ -216,69 +229,6 @@ def _end_with(master: int) -> None:
     while os.getppid() == master:
         sleep(0.25)
     os.killpg(0, signal.SIGKILL)
-
-
-@contextmanager
-def _soft_timeout(soft_s: float) -> Generator[None, None, None]:
-    armed = True
-
-    def fire(*_: object) -> None:
-        nonlocal armed
-        if armed:
-            armed = False
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            raise SoftTimeout(f"still running after {soft_s:g} s")
-
-    signal.signal(signal.SIGALRM, fire)  # each time: a task may have put its own there, or blocked it
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
-    # Again and again: in a process with threads, the kernel may give a signal to one that does not run the handler.
-    signal.setitimer(signal.ITIMER_REAL, soft_s, 0.1)
-    try:
-        yield
-    finally:
-        armed = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-async def _with_soft_timeout(coroutine: Coroutine[Any, Any, Any], soft_s: float) -> Any:
-    """Await a coroutine; when its time is over, raise SoftTimeout inside it, where it waits."""
-    running = asyncio.current_task()
-    assert running
-    over = False
-
-    def fire() -> None:
-        nonlocal over
-        over = True
-        running.cancel()
-
-    timer = asyncio.get_running_loop().call_later(soft_s, fire)
-
-    @types.coroutine
-    def drive() -> Generator[Any, Any, Any]:
-        sent: Any = None
-        raised: BaseException | None = None
-        told = False
-        while True:
-            try:
-                waits_for = coroutine.throw(raised) if raised else coroutine.send(sent)
-            except StopIteration as end:
-                return end.value
-            sent = raised = None
-            try:
-                sent = yield waits_for
-            except asyncio.CancelledError as cancelled:
-                raised = cancelled
-                if over and not told:
-                    told = True
-                    running.uncancel()
-                    raised = SoftTimeout(f"still running after {soft_s:g} s")
-            except BaseException as error:
-                raised = error
-
-    try:
-        return await drive()
-    finally:
-        timer.cancel()
 
 
 def _follow_ups(parent: str, context: Context) -> bytes:

@@ -5,6 +5,7 @@
 - Whoever pops a marker owes a claim, be it for nothing: the script sets the marker again for the next master if
   anything is left. So no wake-up is lost with a master that has no room.
 - Each reply tells when the next delayed message is due; a timer claims then, to the millisecond.
+- On the same connection a master hears what operators ask of it: a marker of its own for each queue.
 """
 
 from __future__ import annotations
@@ -75,15 +76,17 @@ class Claims:
         strict: bool,
         claimed: Claimed,
         fenced: Callable[[str], None],
+        requested: Callable[[str], None],
     ) -> None:
-        self._loop, self._channel, self._blocker, self._clock = loop, channel, blocker, clock
-        self._strict, self._claimed, self._fenced = strict, claimed, fenced
+        self._loop, self.channel, self._blocker, self._clock = loop, channel, blocker, clock
+        self._strict, self._claimed, self._fenced, self._requested = strict, claimed, fenced, requested
         self._outage = Outage("the broker hands out messages again")
         self.queues = queues
         self._by_marker = {queue.keys.wake.encode(): queue for queue in queues}
         self.worker = ""
         self.open = False
-        self._blocked_on: set[Queue] | None = None
+        self.paused = False
+        self._blocked_on: tuple[str, set[Queue]] | None = None  # as which worker, on which drained queues
         self._blocker_id = 0
         self._unblocking = False
         self._pause: Timer | None = None
@@ -100,14 +103,18 @@ class Claims:
 
     def turn(self, n: int) -> None:
         """Once a turn of the loop: ask for n messages, or sleep on the markers of what is drained."""
-        if not self.open or not self._channel.ready or self._pause:
+        if not self.open or not self.channel.ready or self._pause:
             return
-        if n and not self.in_flight:
+        if n and not self.in_flight and not self.paused:
             for queue, some in shares(self.queues, min(n, LARGEST_CLAIM), strict=self._strict):
                 self._ask(queue, some)
         for queue in self.queues:
             if queue.owes_claim and not queue.in_flight:
                 self._ask(queue, 0)
+        self._block()
+
+    def listen(self) -> None:
+        """While nothing is claimed any more: hear what is asked of this worker."""
         self._block()
 
     def wake(self, queue: Queue) -> None:
@@ -138,7 +145,7 @@ class Claims:
 
     def _ask(self, queue: Queue, n: int) -> None:
         queue.in_flight, queue.owes_claim, queue.woken = True, False, False
-        self._channel.send(verbs.claim(queue.keys, self.worker, n), lambda reply: self._reply(queue, n, reply))
+        self.channel.send(verbs.claim(queue.keys, self.worker, n), lambda reply: self._reply(queue, n, reply))
 
     def _reply(self, queue: Queue, n: int, reply: Any) -> None:
         queue.in_flight = False
@@ -178,28 +185,37 @@ class Claims:
         self._blocker_id = reply if isinstance(reply, int) else 0
 
     def _block(self) -> None:
-        drained = {queue for queue in self.queues if queue.drained and not queue.in_flight}
-        if not drained or not self._blocker.ready:
+        drained = {queue for queue in self.queues if queue.drained and not queue.in_flight} if self.open else set()
+        if not self._blocker.ready or not self.worker:
             return
         if self._blocked_on is None:
-            self._blocked_on = drained
-            markers = (queue.keys.wake for queue in self.queues if queue in drained)
-            self._blocker.send_words(("BZPOPMIN", *markers, BLOCK_S), self._woken, BLOCK_S + 5)
+            if self.in_flight and not drained:
+                return  # its reply will tell on what to sleep
+            self._blocked_on = self.worker, drained
+            markers = [queue.keys.wake for queue in self.queues if queue in drained]
+            requests = [queue.keys.requests(self.worker) for queue in self.queues]
+            self._blocker.send_words(("BZPOPMIN", *requests, *markers, BLOCK_S), self._woken, BLOCK_S + 5)
             self._blocker.flush()
-        elif drained - self._blocked_on and self._blocker_id and not self._unblocking:
+            return
+        worker, queues = self._blocked_on
+        if (drained - queues or worker != self.worker) and self._blocker_id and not self._unblocking:
             self._unblocking = True
-            self._channel.send_words(("CLIENT", "UNBLOCK", self._blocker_id), lambda reply: None)
+            self.channel.send_words(("CLIENT", "UNBLOCK", self._blocker_id), lambda reply: None)
 
     def _woken(self, reply: Any) -> None:
         self._blocked_on, self._unblocking = None, False
         if isinstance(reply, list):
-            self.wake(self._by_marker[reply[0]])
+            if queue := self._by_marker.get(reply[0]):
+                self.wake(queue)
+            else:
+                self._requested(reply[1].decode("utf-8", "replace"))
         elif isinstance(reply, hiredis.ReplyError):
             self._refused(reply)
 
     def close(self) -> None:
-        """Claim no more."""
+        """Claim no more. What the blocking connection pops from now on, nobody would claim: begin it anew."""
         self.open = False
+        self._blocker.restart()
         for queue in self.queues:
             if queue.due:
                 queue.due.cancel()

@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable
 
 from prefork.worker.dispatch import LAG_S
+from prefork.worker.handoff import Order
 from prefork.worker.loop import Loop, Timer
-from prefork.worker.pool import Pool, Process
+from prefork.worker.pool import Pool
+from prefork.worker.process import Process
 
 
 class Deadlines:
@@ -37,12 +39,26 @@ class Deadlines:
                 left_s = self._left_s(child)
                 order = child.head
                 if left_s is not None and left_s <= 0 and order and not child.killed_for:
-                    child.killed_order = order
-                    self._pool.kill(child, f"timeout of {order.timeout_s:g} s")
+                    self._end(child, order)
         left = [left_s for child in self._pool.children if (left_s := self._left_s(child)) is not None and left_s > 0]
         # Others wait behind: their own time begins when they start, so that this look is early for them, never late.
         if left:
             self.watch(min(left))
+
+    def _end(self, child: Process, order: Order) -> None:
+        """Kill it, once it has told what it is doing."""
+        if child.killed_order is order:
+            return
+        child.killed_order = order
+
+        def kill(stack: str) -> None:
+            self._pool.read(child)  # it may have answered meanwhile: late, but done
+            if child.head is order:
+                child.stack = stack
+                self._pool.kill(child, f"timeout of {order.timeout_s:g} s")
+            self._look()
+
+        self._pool.ask_stack(child, kill)
 
     def _left_s(self, child: Process) -> float | None:
         order = child.head

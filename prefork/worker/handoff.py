@@ -51,6 +51,7 @@ class Order:
     serial: int  # in the order in which this master claimed them
     flags: int = 0
     ready_since_s: float = 0.0
+    cancelled: bool = False  # its task was told to stop
 
     def frame(self, number: int) -> tuple[bytes, bytes]:
         """Head and body, to be written one after the other."""

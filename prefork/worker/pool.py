@@ -6,21 +6,19 @@ A dead child is reaped at once: first its answers are read to their end, then it
 from __future__ import annotations
 
 import contextlib
-import enum
 import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Protocol
 
-import orjson
-
+from prefork.worker import process
 from prefork.worker.dispatch import Slot
 from prefork.worker.handoff import BOOT_FAILED, READY, Answer, ChildEnd, MasterEnd, Order
 from prefork.worker.loop import Loop
+from prefork.worker.process import Death, Process, State
+from prefork.worker.slate import STACK_SIGNAL, STOP_SIGNAL, Slate
 
 log = logging.getLogger("prefork")
 QUICK_DEATHS_ALLOWED = 5  # in a row, with nothing running; further ones are made to wait
@@ -28,50 +26,14 @@ SETTLED_S = 1.0  # a child that lives so long after its start is not part of a c
 LONGEST_BACKOFF_S = 30.0
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 UNLIMITED = 1 << 62
-
-
-class State(enum.Enum):
-    """Of a child. A FINISHING one gets no more messages and ends by itself."""
-
-    BOOTING = enum.auto()
-    READY = enum.auto()
-    FINISHING = enum.auto()
-
-
-@dataclass(slots=True, eq=False)
-class Process:
-    """A child, as the master sees it."""
-
-    number: int
-    pid: int
-    end: MasterEnd
-    slot: Slot = field(default_factory=Slot)
-    state: State = State.BOOTING
-    born_s: float = field(default_factory=time.monotonic)
-    killed_for: str = ""  # why the master killed it
-    killed_order: Order | None = None  # because of which
-
-    @property
-    def head(self) -> Order | None:
-        """What it is running, or will run next."""
-        return next(iter(self.end.unanswered.values()), None)
-
-
-@dataclass(frozen=True, slots=True)
-class Death:
-    """What is known of a child's death. `running`: what it had started; `waiting`: what it had not."""
-
-    child: Process
-    how: str
-    wanted: bool
-    asked_to_end: bool  # by a signal that supervisors send to all processes of a service
-    running: list[Order]
-    waiting: list[Order]
-    peak_kib: int
+STACK_PAUSES_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.1)  # between looks for a stack that was asked for
 
 
 class Owner(Protocol):
     """Who uses the children."""
+
+    def on_ready(self, child: Process) -> None:
+        """A child has come up."""
 
     def on_answer(self, child: Process, answer: Answer) -> None:
         """A child has answered, or said how far it is."""
@@ -81,14 +43,18 @@ class Owner(Protocol):
 
 
 class Pool:
-    """As many children as are wanted, never more."""
+    """As many children as are wanted, never more. `owner` is given it before it begins."""
+
+    owner: Owner
 
     def __init__(
-        self, loop: Loop, owner: Owner, size: int, tasks_per_child: int | None, live: Callable[[int, ChildEnd], None]
-    ) -> None:
-        self._loop, self._owner, self._live = loop, owner, live
+        self, loop: Loop, size: int, tasks_per_child: int | None,
+        live: Callable[[int, ChildEnd, Slate], None],
+    ) -> None:  # fmt: skip
+        self._loop, self._live = loop, live
         self.size, self._tasks_per_child = size, tasks_per_child
         self.children: list[Process] = []
+        self.strangers: dict[int, Callable[[int], None]] = {}  # other processes of ours: pid -> who wants its status
         self.other_descriptors: Callable[[], Iterable[int]] = tuple
         self._deaths = 0
         self._backing_off = False
@@ -127,6 +93,12 @@ class Pool:
         taken = {child.number for child in self.children}
         number = next(n for n in range(1, len(taken) + 2) if n not in taken)
         end = MasterEnd()
+        try:
+            slate = Slate()
+        except OSError:
+            end.forked()
+            end.close()
+            raise
         sys.stdout.flush()
         sys.stderr.flush()
         # A signal that came between the fork and the child's own handlers would go to the master's pipe.
@@ -137,17 +109,19 @@ class Pool:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             end.forked()
             end.close()
+            slate.close()
             raise
         if pid == 0:
             for fd in self.other_descriptors():
                 os.close(fd)
             for sibling in self.children:
                 sibling.end.close()
-            self._live(number, end.child_end())
+                sibling.slate.close()
+            self._live(number, end.child_end(), slate)
             os._exit(1)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         end.forked()
-        child = Process(number, pid, end, Slot(left=self._tasks_per_child or UNLIMITED))
+        child = Process(number, pid, end, slate, Slot(left=self._tasks_per_child or UNLIMITED))
         self.children.append(child)
 
         def readable() -> None:
@@ -187,12 +161,13 @@ class Pool:
                 child.slot.open = child.state is State.READY
                 if self._deaths:
                     self._loop.call_later(SETTLED_S, lambda: self._trust_again(child))
+                self.owner.on_ready(child)
             elif answer.kind == BOOT_FAILED:
                 child.killed_for = "on_child_start failed"
-                log.error("child %d could not start: %s", child.number, _boot_error(answer.payload))
+                log.error("child %d could not start: %s", child.number, process.boot_error(answer.payload))
             else:
                 self._trust_again(child)
-                self._owner.on_answer(child, answer)
+                self.owner.on_answer(child, answer)
         return True
 
     def _trust_again(self, child: Process) -> None:
@@ -227,6 +202,47 @@ class Pool:
             except ProcessLookupError:
                 continue
 
+    def resize(self, size: int) -> list[Order]:
+        """Have so many children from now on: more at once, fewer as they get done. -> what those have not started"""
+        self.size = size
+        staying = [child for child in self.children if child.state is not State.FINISHING]
+        orders: list[Order] = []
+        for child in sorted(staying, key=lambda child: child.slot.outstanding)[: max(0, len(staying) - size)]:
+            orders += self.take_back(child)
+            self.finish(child)
+        self.fill()
+        return orders
+
+    def ask_stack(self, child: Process, then: Callable[[str], None]) -> None:
+        """Call `then` with the Python stack of a child; with "" if it does not tell within a quarter of a second."""
+        child.slate.wipe()
+        pauses = iter(STACK_PAUSES_S)
+        before = ""
+
+        def look() -> None:
+            nonlocal before
+            if child not in self.children:
+                return then(before)
+            stack, pause_s = child.slate.stack(), next(pauses, None)
+            if pause_s is None or (stack and stack == before):  # not in the middle of its writing
+                child.slate.wipe()
+                return then(stack)
+            before = stack
+            self._loop.call_later(pause_s, look)
+            return None
+
+        self._signal(child, STACK_SIGNAL)
+        look()
+
+    def tell_to_stop(self, child: Process, number: int) -> None:
+        """Let the child raise Cancelled in the task of that order, if it is running it."""
+        child.slate.stop(number)
+        self._signal(child, STOP_SIGNAL)
+
+    def _signal(self, child: Process, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, number)
+
     def reap(self) -> None:
         """Take leave of all children that have ended. Unknown ones are reaped quietly: this may be pid 1."""
         if not hasattr(os, "waitid"):  # macOS before Python 3.13
@@ -243,8 +259,15 @@ class Pool:
                 continue
             if child:
                 self._bury(child, status, usage.ru_maxrss if sys.platform == "linux" else usage.ru_maxrss >> 10)
+            elif tell := self.strangers.pop(pid, None):
+                tell(status)
 
     def _reap_known(self) -> None:
+        for pid, tell in list(self.strangers.items()):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                del self.strangers[pid]
+                tell(status)
         for child in list(self.children):
             pid, status, usage = os.wait4(child.pid, os.WNOHANG)
             if pid:
@@ -261,19 +284,23 @@ class Pool:
         if child.end.backlog:
             self._loop.forget(child.end.task_w)
         child.end.close()
+        stack = child.stack or child.slate.stack()  # faulthandler writes there as it crashes
+        child.slate.close()
         self.children.remove(child)
         wanted = child.state is State.FINISHING and not running and not child.killed_for
         # A death amid a task is that task's doing, and `max_crashes` bounds it.
         if not wanted and not running and (not child.killed_for or child.state is State.BOOTING):
             self._deaths += 1
         asked = os.WIFSIGNALED(status) and os.WTERMSIG(status) in ASKING
-        self._owner.on_death(Death(child, _how(status, child.killed_for), wanted, asked, running, waiting, peak_kib))
+        how = process.how(status, child.killed_for)
+        self.owner.on_death(Death(child, how, wanted, asked, running, waiting, peak_kib, stack))
         self.fill()
 
     def close(self) -> None:
         """In a forked process that is no child of this pool: close its copies of all pipes."""
         for child in self.children:
             child.end.close()
+            child.slate.close()
 
 
 def _ended() -> int:
@@ -283,26 +310,3 @@ def _ended() -> int:
     except ChildProcessError:
         return 0
     return ended.si_pid if ended else 0
-
-
-def _how(status: int, killed_for: str) -> str:
-    """An exit status in words."""
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        try:
-            name = signal.Signals(number).name
-        except ValueError:
-            name = f"signal {number}"
-        if killed_for:
-            return f"killed by {name}: {killed_for}"
-        hints: dict[int, str] = {signal.SIGKILL: " (out of memory?)", signal.SIGSEGV: " (a fault in C code)"}
-        hint = hints.get(number, "")
-        return f"killed by {name}{hint}"
-    code = os.waitstatus_to_exitcode(status)
-    meaning = {11: " (could not start)", 12: " (its pipes to the master were closed)"}.get(code, "")
-    return f"exited with {code}{meaning}"
-
-
-def _boot_error(payload: bytes) -> str:
-    error = orjson.loads(payload)
-    return str(error["traceback"] or error["class"]).rstrip()

@@ -46,7 +46,11 @@ class Settlement(Outboxes):
         """A child has ended an attempt: done or failed."""
         message = order.message
         if answer.kind == handoff.FAILED:
-            self._failed(order, _verdict(answer.payload), answer.ran_s)
+            verdict = _verdict(answer.payload)
+            if order.cancelled:
+                self.cancelled(order, f"cancelled after {answer.ran_s:.1f} s", error=verdict["error"])
+            else:
+                self._failed(order, verdict, answer.ran_s)
             return
         task = self._tasks[message.header.task]
         ttl_ms = round(task.options.result_ttl_s * 1000)
@@ -94,9 +98,9 @@ class Settlement(Outboxes):
                 state.attempts, asked, state.retried, order.max_retries, delay_s, trace)  # fmt: skip
         return None
 
-    def timed_out(self, order: Order, ran_s: float) -> None:
+    def timed_out(self, order: Order, ran_s: float, stack: str = "") -> None:
         """An attempt was killed at its deadline: a failure of the task, retried as any other."""
-        error = _error("TaskTimeout", f"killed after {ran_s:.1f} s, its timeout is {order.timeout_s:g} s")
+        error = _error("TaskTimeout", f"killed after {ran_s:.1f} s, its timeout is {order.timeout_s:g} s", stack)
         task = self._tasks[order.message.header.task]
         retried = order.message.state.retried if order.message.state else 0
         policy = task.options.retry_delay
@@ -104,13 +108,24 @@ class Settlement(Outboxes):
         delay_s = default_retry_delay(retried) if policy is None or callable(policy) else float(policy)
         self._failed(order, {"error": error, "delay_s": delay_s}, ran_s)
 
-    def crashed(self, order: Order, how: str, ran_s: float, peak_kib: int) -> str:
+    def cancelled(self, order: Order, said: str, stack: str = "", error: dict[str, Any] | None = None) -> None:
+        """An operator has cancelled it: over, with that as its status and reason; `error`: what its attempt raised."""
+        message = order.message
+        state = self._begun(message) if order.cancelled else message.state or State()
+        if error and not error["class"].endswith(("Cancelled", "CancelledError")):
+            state.add_error(error)
+        record = self._failure(message, state, _error("Cancelled", said, stack))
+        drop = ("drop", message.id, self._ttl_ms(message), record, "cancelled")
+        self.outboxes[message.queue].records.append((message.id, drop))
+        log.warning("%s %s %s", message.header.task, message.id, said)
+
+    def crashed(self, order: Order, how: str, ran_s: float, peak_kib: int, stack: str = "") -> str:
         """The child died while it ran this: back to its queue, a dead letter after `max_crashes`. -> which, in words"""
         message = order.message
         state = self._begun(message)
         state.crashes += 1
         said = f"its child {how} after {ran_s:.1f} s, peak memory {peak_kib >> 10} MB"
-        state.add_error(_error("ChildDied", said) | {"attempt": state.attempts, "ran_s": round(ran_s, 6)})
+        state.add_error(_error("ChildDied", said, stack) | {"attempt": state.attempts, "ran_s": round(ran_s, 6)})
         if state.crashes >= self._max_crashes:
             self._dead(message, state, f"took its child down {state.crashes} times, last: {said}", "")
             return "a dead letter now"
@@ -224,5 +239,7 @@ def _verdict(payload: bytes) -> dict[str, Any]:
     return verdict
 
 
-def _error(kind: str, text: str) -> dict[str, Any]:
-    return {"class": f"prefork.{kind}", "message": text, "traceback": ""}
+def _error(kind: str, text: str, stack: str = "") -> dict[str, Any]:
+    """`stack`: the Python stack of the process when it was killed, if there is one."""
+    error = {"class": f"prefork.{kind}", "message": text, "traceback": ""}
+    return error | {"stack": stack} if stack else error

@@ -72,7 +72,6 @@ class Shutdown:
             return
         self.phase = Phase.DRAINING
         self._claims.close()
-        self._blocker.close()
         self._pool.growing = False
         self.unstarted += self._dispatcher.ready
         self._dispatcher.ready.clear()
@@ -127,6 +126,7 @@ class Shutdown:
                 self._loop.call_later(UNKILLABLE_S, self._begin_to_leave)
         if self.phase is Phase.LEAVING and self._channel.ready and self._settlement.is_empty:
             self.phase = Phase.LEFT
+            self._blocker.close()
             self._give_up_leases()
 
     def _give_up_leases(self) -> None:

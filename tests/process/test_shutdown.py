@@ -219,8 +219,9 @@ def test_a_worker_whose_children_cannot_start_stops_at_once(project: Project) ->
             note("boots")
             time.sleep(600)
     """)
-    worker = project.worker(STOP_AT_1S)
+    worker = project.worker(STOP_AT_1S, wait=False)
     until(lambda: len(project.lines("boots")) == 2)
+    assert "is ready" not in worker.log
     clock = Clock()
     assert worker.stop() == 0
     assert clock.s < LIMIT_S

@@ -158,6 +158,11 @@ class Wire:
 
     def flush(self) -> None: ...
 
+    def restart(self) -> None:
+        lost, self.due = self.due, []
+        for _, callback in lost:
+            callback(Lost("restarted"))
+
     def reply(self, reply: Any) -> None:
         """To the oldest command."""
         self.due.pop(0)[1](reply)
@@ -171,9 +176,11 @@ class Worker:
         self.queues = queues_of(*(weights or (1,)))
         self.claimed: list[tuple[str, list[bytes]]] = []
         self.fenced: list[str] = []
+        self.requested: list[str] = []
         self.claims = Claims(
             self.loop, self.wire, self.blocker, ServerClock(), self.queues, strict=strict,  # type: ignore[arg-type]
             claimed=lambda queue, ids, messages, states: self.claimed.append((queue, ids)), fenced=self.fenced.append,
+            requested=self.requested.append,
         )  # fmt: skip
         self.claims.worker = "w"
         self.claims.open = True
@@ -194,7 +201,14 @@ class Worker:
             return None
         words = self.blocker.due[0][0]
         assert words[0] == "BZPOPMIN"
-        return {word.split("{")[1].split("}")[0] for word in words[1:-1]}
+        return {word.split("{")[1].split("}")[0] for word in words[1:-1] if word.endswith(":wake")}
+
+    def hears(self) -> set[str]:
+        """In which queues it hears what is asked of it."""
+        words = self.blocker.due[0][0]
+        return {
+            word.split("{")[1].split("}")[0] for word in words[1:-1] if word.endswith(f":requests:{self.claims.worker}")
+        }
 
     def found(self, n: int = 0, left: int = 0, next_due_ms: int = -1) -> None:
         """The broker replies to the oldest claim."""
@@ -243,7 +257,7 @@ def test_without_room_it_asks_for_nothing_and_does_not_sleep_on_what_is_not_drai
     it.found(0, left=9)  # the claim that the start owes
     it.claims.turn(0)
     assert it.asks() == []
-    assert it.blocks_on() is None
+    assert it.blocks_on() == set()
 
 
 def test_an_idle_worker_sleeps_on_the_marker_and_asks_nothing() -> None:
@@ -355,6 +369,71 @@ def test_a_queue_that_runs_dry_later_is_slept_on_as_well() -> None:
     it.blocker.reply(None)
     it.claims.turn(2)
     assert it.blocks_on() == {"q0", "q1"}
+
+
+# -- asked by operators -----------------------------------------------------------------------------------------------
+
+
+def test_it_hears_what_is_asked_of_it_asleep_or_busy() -> None:
+    it = Worker(1, 1)
+    it.asleep()
+    assert it.hears() == {"q0", "q1"}
+    it.blocker.reply([it.queues[1].keys.requests("w").encode(), b"cancel 0123", b"0"])
+    assert it.requested == ["cancel 0123"]
+    it.claims.turn(1)
+    assert it.blocks_on() == {"q0", "q1"}
+    assert it.asks() == []
+    it.woken()
+    it.claims.turn(1)
+    it.found(1, left=5)
+    it.claims.turn(0)  # everybody is busy, and more waits
+    assert it.blocks_on() == {"q1"}
+    assert it.hears() == {"q0", "q1"}
+
+
+def test_while_a_claim_is_on_its_way_it_waits_for_the_reply_before_it_sleeps() -> None:
+    it = Worker()
+    it.claims.turn(1)
+    assert it.blocker.due == []
+
+
+def test_paused_it_claims_nothing_but_passes_on_the_markers_it_pops() -> None:
+    it = Worker()
+    it.asleep()
+    it.claims.paused = True
+    it.woken()
+    it.claims.turn(3)
+    assert it.asks() == [("q0", 0)]
+    it.found(0, left=7)
+    it.claims.turn(3)
+    assert it.asks() == []
+    assert it.blocks_on() == set()  # else it would pop the marker at once, again and again
+    it.claims.paused = False
+    it.claims.wake_all()
+    it.claims.turn(3)
+    assert it.asks() == [("q0", 3)]
+
+
+def test_under_a_new_name_it_is_asked_by_that_name() -> None:
+    it = Worker()
+    it.asleep()
+    it.claims.worker = "w2"
+    it.claims.turn(1)
+    assert it.wire.due[0][0] == ("CLIENT", "UNBLOCK", 17)
+    it.blocker.reply(None)
+    it.claims.turn(1)
+    assert it.hears() == {"q0"}
+
+
+def test_after_the_end_it_hears_what_is_asked_of_it_and_pops_no_markers() -> None:
+    it = Worker()
+    it.asleep()
+    it.claims.close()
+    it.claims.blocker_up()
+    it.blocker.reply(18)
+    it.claims.listen()
+    assert it.blocks_on() == set()
+    assert it.hears() == {"q0"}
 
 
 def test_the_first_queue_is_asked_as_soon_as_it_wakes() -> None:

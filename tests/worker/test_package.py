@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 HOUSE = ROOT / "prefork"
 
 # From the ground up. A room imports only from lower floors and, without circles, from its own.
-GROUND = ("errors", "message", "retry", "options", "config")
+GROUND = ("errors", "message", "retry", "options", "values", "config")
 FLOORS = [
     lambda room: room in GROUND,
     lambda room: room.split(".")[0] == "broker",
@@ -114,10 +114,14 @@ def test_the_names_at_the_top_are_true_sorted_and_complete() -> None:
     assert sorted(prefork.__all__) == list(prefork.__all__)
     assert len(set(prefork.__all__)) == len(prefork.__all__)
     tree = ast.parse((HOUSE / "__init__.py").read_text())
-    imported = {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    for_types = next(node for node in tree.body if isinstance(node, ast.If))
+    imported = {alias.name for node in for_types.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert set(prefork.__all__) == imported
     for name in prefork.__all__:
         assert getattr(prefork, name).__doc__, name
+        assert name in dir(prefork)
+    with pytest.raises(AttributeError, match="nonsense"):
+        prefork.nonsense  # noqa: B018
 
 
 def test_an_import_starts_nothing_and_opens_nothing() -> None:

@@ -1,12 +1,19 @@
--- Cancel a message that has not been claimed.
+-- Cancel a message that has not been claimed, or ask the worker that holds it to stop it.
 -- KEYS  1 messages  2 state  3 leases  4 scheduled  5 ranked  6 dead  7 stats
 -- ARGV  1 id  2 prefix of active keys  3 result key  4 channel  5 result_ttl in ms  6 result record
--- Returns  "cancelled" | "running": a worker holds it | "finished": it is not there, or a dead letter
+--       7 prefix of the keys of requests, or "" to ask nobody
+-- Returns  "cancelled" | "running": a worker holds it | "asked": the same, and it is told to stop it
+--          | "finished": it is not there, or a dead letter
 local id = ARGV[1]
 local message = redis.call('HGET', KEYS[1], id)
 if not message or message == '0 cancelled' or redis.call('ZSCORE', KEYS[6], id) then return 'finished' end
 for _, worker in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
-  if redis.call('ZSCORE', ARGV[2] .. worker, id) then return 'running' end
+  if redis.call('ZSCORE', ARGV[2] .. worker, id) then
+    if ARGV[7] == '' then return 'running' end
+    redis.call('ZADD', ARGV[7] .. worker, 0, 'cancel ' .. id)
+    redis.call('PEXPIRE', ARGV[7] .. worker, 60000)
+    return 'asked'
+  end
 end
 redis.call('HDEL', KEYS[2], id)
 local stands = redis.call('ZREM', KEYS[4], id) + redis.call('ZREM', KEYS[5], id) == 0

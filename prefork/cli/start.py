@@ -1,0 +1,74 @@
+"""From settings to a running worker.
+
+1. Become `user`, take the pidfile, begin the log.
+2. Import the app, connect to the broker once: what is wrong with either is said here, in one line.
+3. Be the master. When it ends for a new version's sake, become that.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from prefork.app import Prefork
+from prefork.broker import doctor
+from prefork.cli import privileges
+from prefork.cli.load import left_behind, load_app
+from prefork.config import Settings
+from prefork.worker import logs, reload
+from prefork.worker.master import Master
+from prefork.worker.pidfile import Pidfile
+from prefork.worker.status import path_of
+
+log = logging.getLogger("prefork")
+
+
+def check(settings: Settings) -> int:
+    """`--check`: say in one line that all is well. Raises PreforkError for what is not."""
+    if settings.user:
+        privileges.become(settings.user)
+    app = load_app(settings)
+    app.client.connection()
+    info = app.client.info()
+    names = ", ".join(settings.queues.names)
+    server = f"valkey {info['valkey_version']}" if "valkey_version" in info else f"redis {info.get('redis_version')}"
+    elsewhere = {t.options.queue_name for t in app.tasks.values()} - set(settings.queues.names)
+    note = f"; nobody here listens to {', '.join(sorted(elsewhere))}" if elsewhere else ""
+    print(f"ok: {settings.app} has {len(app.tasks)} tasks, {app.client.shown} is {server}, queues {names}{note}")
+    return 0
+
+
+def run(settings: Settings, conf: Path, *, burst: bool) -> int:
+    """Run a worker until it is told to stop. -> 0. Raises PreforkError for what keeps it from starting."""
+    reload.hold_signals()
+    folder, conf = reload.starting_folder(), conf.absolute()
+    if settings.user:
+        privileges.become(settings.user)
+    pidfile = Pidfile(settings.pidfile) if settings.pidfile else None
+    if pidfile:
+        pidfile.take()
+    again = False
+    try:
+        handler = logs.set_up(settings.log_level, settings.log_format)
+        app = load_app(settings)
+        app.client.connection()
+        _warn(app, settings)
+        app.client.close()
+        status = path_of(conf, settings.pidfile, os.getpid())
+        again = Master(app, settings, handler, status=status, pidfile=pidfile, folder=folder, burst=burst).run()
+    finally:
+        if pidfile and not again:  # else it stays, for the same pid
+            pidfile.release()
+    if again:
+        reload.become_anew(folder)
+    return 0
+
+
+def _warn(app: Prefork, settings: Settings) -> None:
+    """Of what will hurt later."""
+    if left := left_behind():
+        log.warning("the import of %s leaves %s behind, which its children can't use; open them in @app.on_child_start",
+                    settings.app, ", ".join(left[:5]))  # fmt: skip
+    for finding in doctor.memory(app.client.info()):
+        log.warning("%s; remedy: %s", finding.what, finding.remedy)

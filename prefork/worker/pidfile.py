@@ -1,0 +1,81 @@
+"""The pidfile: one worker holds it, by a lock that ends with the process, however that ends.
+
+So a stale one, which a killed worker has left, is simply taken; nobody has to guess whether a pid is still the same.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+from prefork.errors import PidfileTaken, PidfileUnusable
+
+LONGEST = 64  # bytes; what is longer is no pidfile
+
+
+class Pidfile:
+    """A file with this process's pid, locked while it lives."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = -1
+
+    def take(self) -> None:
+        """Take it, or take it over from a worker that has died. Raises PidfileTaken, PidfileUnusable."""
+        while not self._lock():
+            continue
+        if not _is_pid(content := os.pread(self._fd, LONGEST, 0)):
+            self._close()
+            raise PidfileUnusable(f"{self._path} holds {content[:20]!r}, not a pid; remove it, or correct `pidfile`")
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)
+
+    def _lock(self) -> bool:
+        """-> False if the file was removed between its opening and the lock"""
+        try:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._fd, LONGEST, 0).strip().decode("ascii", "replace") or "unknown"
+            self._close()
+            raise PidfileTaken(
+                f"{self._path} is held by another worker, pid {holder}; stop that one, or name another `pidfile`"
+            ) from None
+        except OSError as error:
+            self._close()
+            remedy = "create the folder" if error.errno == errno.ENOENT else "let this user write there"
+            raise PidfileUnusable(
+                f"{self._path} cannot be used ({error.strerror}); {remedy}, or correct `pidfile`"
+            ) from None
+        return self._names_ours() or self._close()
+
+    def _names_ours(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._fd))
+        except FileNotFoundError:
+            return False
+
+    def release(self) -> None:
+        """Remove it, if it is still this one. Where the user may not, an empty one is left."""
+        if self._fd >= 0 and self._names_ours():
+            try:
+                os.unlink(self._path)
+            except OSError:
+                os.ftruncate(self._fd, 0)
+        self._close()
+
+    def abandon(self) -> None:
+        """In a forked child: close its copy, so that the lock ends with the master."""
+        self._close()
+
+    def _close(self) -> bool:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        return False
+
+
+def _is_pid(content: bytes) -> bool:
+    return not content.strip() or (len(content) < LONGEST and content.strip().isdigit())

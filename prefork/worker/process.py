@@ -1,0 +1,82 @@
+"""A child as the master sees it, and what is known when it has ended."""
+
+from __future__ import annotations
+
+import enum
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+
+import orjson
+
+from prefork.worker.dispatch import Slot
+from prefork.worker.handoff import MasterEnd, Order
+from prefork.worker.slate import Slate
+
+
+class State(enum.Enum):
+    """Of a child. A FINISHING one gets no more messages and ends by itself."""
+
+    BOOTING = enum.auto()
+    READY = enum.auto()
+    FINISHING = enum.auto()
+
+
+@dataclass(slots=True, eq=False)
+class Process:
+    """A child, as the master sees it."""
+
+    number: int
+    pid: int
+    end: MasterEnd
+    slate: Slate
+    slot: Slot = field(default_factory=Slot)
+    state: State = State.BOOTING
+    born_s: float = field(default_factory=time.monotonic)
+    killed_for: str = ""  # why the master killed it
+    killed_order: Order | None = None  # because of which
+    stack: str = ""  # what it was doing then
+
+    @property
+    def head(self) -> Order | None:
+        """What it is running, or will run next."""
+        return next(iter(self.end.unanswered.values()), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """What is known of a child's death. `running`: what it had started; `waiting`: what it had not."""
+
+    child: Process
+    how: str
+    wanted: bool
+    asked_to_end: bool  # by a signal that supervisors send to all processes of a service
+    running: list[Order]
+    waiting: list[Order]
+    peak_kib: int
+    stack: str  # what it was doing, as far as is known
+
+
+def how(status: int, killed_for: str) -> str:
+    """An exit status in words."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = f"signal {number}"
+        if killed_for:
+            return f"killed by {name}: {killed_for}"
+        hints: dict[int, str] = {signal.SIGKILL: " (out of memory?)", signal.SIGSEGV: " (a fault in C code)"}
+        hint = hints.get(number, "")
+        return f"killed by {name}{hint}"
+    code = os.waitstatus_to_exitcode(status)
+    meaning = {11: " (could not start)", 12: " (its pipes to the master were closed)"}.get(code, "")
+    return f"exited with {code}{meaning}"
+
+
+def boot_error(payload: bytes) -> str:
+    """Why a child could not start, from its answer."""
+    error = orjson.loads(payload)
+    return str(error["traceback"] or error["class"]).rstrip()

@@ -1,0 +1,231 @@
+"""A message between claim and outcome: decoded, handed to a child, answered; and its place when the child dies.
+
+1. `claimed`: a claim has brought messages. Each becomes an order, or an outcome at once (unknown, expired, unreadable).
+2. `hand_out`: once a turn, the dispatcher says which child gets which orders.
+3. `on_answer`: a child has answered: the settlement decides.
+4. `on_death`: a child has died: what it was running is charged, what it had not started is handed out again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from prefork.app import Prefork
+from prefork.config import Settings
+from prefork.errors import BadMessage
+from prefork.message import Message, State, decode
+from prefork.task import Task
+from prefork.worker import handoff
+from prefork.worker.cancel import CANCELLED, Cancels
+from prefork.worker.claims import Claims
+from prefork.worker.clock import ServerClock
+from prefork.worker.deadline import Deadlines, LagWatch
+from prefork.worker.dispatch import Dispatcher, RunTimes
+from prefork.worker.handoff import Answer, Order
+from prefork.worker.loop import Loop
+from prefork.worker.pool import Pool
+from prefork.worker.process import Death, Process
+from prefork.worker.settlement import Settlement
+from prefork.worker.shutdown import BECAUSE, Shutdown
+
+log = logging.getLogger("prefork")
+TITLE_AFTER_S = 0.05
+FENCED = "the lease is lost"
+
+
+class Work:
+    """What is being worked on, and by whom. What stands here without a value is given it before it begins."""
+
+    shutdown: Shutdown
+    claims: Claims
+    on_ready: Callable[[Process], None]
+
+    def __init__(
+        self, app: Prefork, settings: Settings, loop: Loop, clock: ServerClock, settlement: Settlement, pool: Pool
+    ) -> None:
+        self._settings, self._clock, self._settlement, self._pool = settings, clock, settlement, pool
+        self.tasks = app.tasks
+        self.task_list: list[Task[..., Any]] = list(self.tasks.values())
+        self._index = {task.name: number for number, task in enumerate(self.task_list)}
+        self._queue_index = {name: number for number, name in enumerate(settings.queues.names)}
+        self._claimed_count = 0
+        self.times = RunTimes()
+        self.dispatcher: Dispatcher[Order] = Dispatcher()
+        self.deadlines = Deadlines(loop, pool)
+        self.cancels = Cancels(loop, pool, self.dispatcher, settlement)
+        self.lag = LagWatch(loop, self._look_for_lag)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is claimed and not answered."""
+        return bool(self.dispatcher.ready) or any(child.end.unanswered for child in self._pool.children)
+
+    def known_ids(self) -> set[str]:
+        """The messages that are claimed and not answered."""
+        known = {order.message.id for order in self.dispatcher.ready}
+        for child in self._pool.children:
+            known.update(order.message.id for order in child.end.unanswered.values())
+        return known
+
+    # -- claimed ------------------------------------------------------------------------------------------------
+
+    def claimed(self, queue: str, ids: list[bytes], messages: list[bytes], states: list[bytes | None]) -> None:
+        """A claim has brought messages."""
+        orders = []
+        now_ms = self._clock.now_ms()
+        for raw_id, raw, state in zip(ids, messages, states, strict=True):
+            try:
+                message = decode(raw_id, queue, raw, state)
+                task = self.tasks.get(message.header.task)
+                if task is None:
+                    self._settlement.unknown(message)
+                elif _has_expired(message, task, now_ms):
+                    self._settlement.expired(message)
+                else:
+                    orders.append(self._order(message, task))
+            except BadMessage as error:
+                self._settlement.bad(raw_id, queue, str(error))
+            except Exception as error:  # no message, however strange, may end the worker again and again
+                log.exception("message %r cannot be handled", raw_id)
+                self._settlement.bad(raw_id, queue, f"message {raw_id!r} cannot be handled: {error!r}")
+        if self.shutdown.begun:
+            self.shutdown.unstarted += orders
+        else:
+            self.dispatcher.add(orders, time.monotonic())
+
+    def _order(self, message: Message, task: Task[..., Any]) -> Order:
+        header, options, state = message.header, task.options, message.state or State()
+        timeout_s = header.timeout_s or options.timeout_s or self._settings.timeout_s or 0.0
+        soft_s = header.soft_timeout_s or options.soft_timeout_s or 0.0
+        expected_s = self.times.expect_s(task.name)
+        retries = options.max_retries if header.max_retries is None else min(int(header.max_retries), 1000)
+        self._claimed_count += 1
+        return Order(
+            message, self._index[task.name], self._queue_index[message.queue], state.attempts + 1, state.retried,
+            retries, timeout_s, soft_s, expected_s, self._claimed_count,
+            handoff.WILL_LAST if expected_s > TITLE_AFTER_S else 0,
+        )  # fmt: skip
+
+    # -- handed out ---------------------------------------------------------------------------------------------
+
+    def hand_out(self, now_s: float) -> None:
+        """Give what is ready to the children that have room."""
+        dispatcher = self.dispatcher
+        dispatcher.slots = [child.slot for child in self._pool.children]
+        if dispatcher.ready:
+            by_slot = {child.slot: child for child in self._pool.children}
+            for slot, orders in dispatcher.assign(now_s):
+                self._pool.hand(by_slot[slot], orders)
+                for order in orders:
+                    if order.timeout_s:
+                        self.deadlines.watch(order.timeout_s)
+        if dispatcher.waits():
+            self.lag.arm()
+
+    def _look_for_lag(self) -> None:
+        """Nothing waits behind a task that takes longer than expected: others here get it, or other workers."""
+        now_s = time.monotonic()
+        for child in self._pool.children:
+            if child.slot.outstanding > 1 and child.slot.lags(now_s):
+                self.dispatcher.add(self._pool.take_back(child), now_s)
+        if not self.claims.in_flight:  # what is on its way was claimed later, and must not overtake
+            self._settlement.put_back(self.dispatcher.stale(now_s))
+
+    def resize(self, size: int) -> None:
+        """Have so many children from now on."""
+        self.dispatcher.add(self._pool.resize(size), time.monotonic())
+
+    # -- answered -----------------------------------------------------------------------------------------------
+
+    def on_answer(self, child: Process, answer: Answer) -> None:
+        """A child has answered, or said how far it is."""
+        if answer.kind == handoff.PROGRESS:
+            order = child.end.unanswered.get(answer.number)
+            with contextlib.suppress(ValueError):  # a task may write into the pipe
+                if order:
+                    self._settlement.progress(order.message, orjson.loads(answer.payload))
+            return
+        order = child.end.settle(answer.number)
+        if order is None:
+            return
+        name = order.message.header.task
+        child.slot.answered(order.expected_s, time.monotonic())
+        self.times.observe(name, answer.ran_s)
+        if child.killed_for == FENCED:
+            return
+        try:
+            self._settlement.answered(order, answer, self.claims.channel)
+        except Exception as error:  # as above
+            log.exception("the answer of %s %s cannot be handled", name, order.message.id)
+            self._settlement.bad(
+                order.message.id.encode(), order.message.queue, f"its answer cannot be handled: {error!r}"
+            )
+        limit = self._settings.max_memory_per_child_bytes
+        if limit and answer.peak_kib << 10 > limit:
+            self._replace(child, answer.peak_kib)
+        if log.isEnabledFor(logging.DEBUG):
+            done = "failed" if answer.kind == handoff.FAILED else "done"
+            log.debug("%s %s %s in %.6f s, cpu %.6f s", name, order.message.id, done, answer.ran_s, answer.cpu_s)
+
+    def _replace(self, child: Process, peak_kib: int) -> None:
+        """Its memory has grown beyond `max_memory_per_child`."""
+        if child.slot.open:
+            log.info("child %d (pid %d) has used %d MB; another takes its place", child.number, child.pid,
+                     peak_kib >> 10)  # fmt: skip
+            self.dispatcher.add(self._pool.take_back(child), time.monotonic())
+            self._pool.finish(child)
+
+    # -- died ---------------------------------------------------------------------------------------------------
+
+    def on_death(self, death: Death) -> None:
+        """A child has ended; what it held needs a place."""
+        child, now_s = death.child, time.monotonic()
+        for order in death.running:
+            message, ran_s = order.message, now_s - child.slot.head_since_s
+            outcome = self._placed(order, death, ran_s)
+            log.log(
+                logging.INFO if child.killed_for.startswith((BECAUSE, CANCELLED)) else logging.ERROR,
+                "child %d (pid %d) %s in %s id=%s attempt=%d ran=%.1fs rss=%dMB: %s%s", child.number, child.pid,
+                death.how, message.header.task, message.id, order.attempt, ran_s, death.peak_kib >> 10, outcome,
+                f"\n{death.stack}" if death.stack else "",
+            )  # fmt: skip
+        if not death.running and not death.wanted and not self.shutdown.begun:
+            log.error("child %d (pid %d) %s, with nothing running", child.number, child.pid, death.how)
+        if death.waiting and child.killed_for != FENCED:
+            if self.shutdown.begun:
+                self.shutdown.unstarted += death.waiting
+            else:
+                self.dispatcher.add(death.waiting, now_s)
+
+    def _placed(self, order: Order, death: Death, ran_s: float) -> str:
+        """Give what the dead child was running its place. -> which, in words"""
+        child, why = death.child, death.child.killed_for
+        if why == FENCED:
+            return "another worker has it now"
+        if why.startswith("timeout") and child.killed_order is not order:
+            self.dispatcher.add([order], time.monotonic())  # it began in the moment between the look and the kill
+            return f"back to queue {order.message.queue}"
+        if order.cancelled:
+            self._settlement.cancelled(order, f"cancelled: killed after {ran_s:.1f} s", death.stack)
+            return "cancelled"
+        if why.startswith("timeout"):
+            self._settlement.timed_out(order, ran_s, death.stack)
+            return "failed at its deadline"
+        if why.startswith(BECAUSE) or (self.shutdown.begun and death.asked_to_end):
+            self.shutdown.killed.append(order)
+            return f"back to queue {order.message.queue}"
+        return self._settlement.crashed(order, death.how, ran_s, death.peak_kib, death.stack)
+
+
+def _has_expired(message: Message, task: Task[..., Any], now_ms: int) -> bool:
+    header = message.header
+    if header.expires_ms is not None:
+        return now_ms > header.expires_ms
+    expires_s = task.options.expires_s if header.expires_s is None else header.expires_s
+    return expires_s is not None and now_ms > message.enqueued_ms + expires_s * 1000

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from prefork.worker import notify
+from prefork.worker.notify import Notifier
+from tests.conftest import Project, until
+
+
+class Listener:
+    """Stands for systemd."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind("\0" + path[1:] if path.startswith("@") else path)
+        self._socket.setblocking(False)
+        self.heard: list[dict[str, str]] = []
+
+    def listen(self) -> list[dict[str, str]]:
+        while True:
+            try:
+                said = self._socket.recv(4096).decode()
+            except BlockingIOError:
+                return self.heard
+            self.heard.append(dict(line.split("=", 1) for line in said.splitlines()))
+
+    def count(self, what: str) -> int:
+        return sum(what in message for message in self.listen())
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture(params=["path", "abstract"])
+def listener(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[Listener]:
+    it = Listener(str(tmp_path / "n") if request.param == "path" else f"@prefork-test-{os.getpid()}")
+    yield it
+    it.close()
+
+
+def test_what_is_told(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", listener.path)
+    it = Notifier.from_environment()
+    it.ready("4 children")
+    it.reloading()
+    it.stopping()
+    it.watchdog()
+    ready, reloading, stopping, alive = listener.listen()
+    assert ready == {"READY": "1", "STATUS": "4 children"}
+    assert reloading["RELOADING"] == "1"
+    assert int(reloading["MONOTONIC_USEC"]) > 0
+    assert stopping["STOPPING"] == "1"
+    assert alive == {"WATCHDOG": "1"}
+
+
+@pytest.mark.parametrize(
+    ("usec", "pid", "interval_s"),
+    [("30000000", None, 15.0), ("30000000", "me", 15.0), ("30000000", "1", None), ("", None, None), ("x", None, None),
+     ("0", None, None)],
+)  # fmt: skip
+def test_how_often_the_watchdog_wants_to_hear(
+    usec: str, pid: str | None, interval_s: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere")
+    monkeypatch.setenv("WATCHDOG_USEC", usec)
+    if pid:
+        monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()) if pid == "me" else pid)
+    assert Notifier.from_environment().watchdog_interval_s == interval_s
+
+
+def test_without_a_socket_or_with_one_that_is_gone_or_full_nothing_happens(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    Notifier.from_environment().ready("")
+    Notifier("/nowhere", None).watchdog()
+    full = Listener(str(tmp_path / "full"))
+    for _ in range(2000):
+        Notifier(full.path, None).watchdog()
+    full.close()
+
+
+def test_a_child_forgets_it() -> None:
+    environment = {"NOTIFY_SOCKET": "x", "WATCHDOG_USEC": "1", "WATCHDOG_PID": "2", "HOME": "/"}
+    notify.forget(environment)
+    assert environment == {"HOME": "/"}
+
+
+def test_a_worker_tells_of_its_life(project: Project, tmp_path: pathlib.Path) -> None:
+    project.add("""
+        @app.task
+        def told():
+            return os.environ.get("NOTIFY_SOCKET", "nobody")
+    """)
+    systemd = Listener(str(tmp_path / "systemd"))
+    worker = project.worker(NOTIFY_SOCKET=systemd.path, WATCHDOG_USEC="200000")
+    until(lambda: systemd.count("READY") == 1)
+    until(lambda: systemd.count("WATCHDOG") >= 3)
+    assert project.tasks.told.enqueue().wait(timeout=20) == "nobody"
+    worker.send(signal.SIGHUP)
+    until(lambda: systemd.count("READY") == 2)
+    assert systemd.count("RELOADING") == 1
+    assert systemd.count("STOPPING") == 0
+    before = systemd.count("WATCHDOG")
+    until(lambda: systemd.count("WATCHDOG") > before)
+    assert worker.stop() == 0
+    assert systemd.count("STOPPING") == 1
+    systemd.close()
