@@ -5,17 +5,22 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import sysconfig
 import threading
 import traceback
 from pathlib import Path
+from types import ModuleType
 
 import psutil
 
 from prefork.app import Prefork
 from prefork.config import Settings
-from prefork.errors import AppError
+from prefork.errors import AppError, PreforkError
 
 EXIT_USAGE, EXIT_BROKER, EXIT_APP, EXIT_CONFIG = 64, 69, 70, 78  # as sysexits.h names them
+LONGEST_SAID = 300
+OURS = str(Path(__file__).parent.parent) + os.sep
+NOT_THE_APPS = (*(sysconfig.get_path(of) + os.sep for of in ("stdlib", "platstdlib", "purelib", "platlib")), "<")
 
 
 def load_app(settings: Settings) -> Prefork:
@@ -27,27 +32,15 @@ def load_app(settings: Settings) -> Prefork:
     os.chdir(settings.directory)
     sys.path.insert(0, str(settings.directory))
     name, _, attribute = settings.app.partition(":")
+    module = _import(name, settings.directory)
     try:
-        module = importlib.import_module(name)
-    except AppError as error:
-        raise AppError(f"cannot import {name}: {error} ({_where(error)})") from None
-    except ModuleNotFoundError as error:
-        if error.name and (name == error.name or name.startswith(error.name + ".")):
-            raise AppError(
-                f"there is no module {name}; it is looked for in {settings.directory} (see `directory`) and where "
-                f"{sys.executable} has its packages"
-            ) from None
-        raise AppError(f"cannot import {name}: {error} ({_where(error)})") from None
-    except SystemExit as error:
-        raise AppError(f"cannot import {name}: it calls sys.exit({error.code!r}) ({_where(error)})") from None
-    except BaseException as error:
-        said = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise AppError(f"cannot import {name}: {said} ({_where(error)})") from None
-    app = getattr(module, attribute, None)
-    if app is None:
+        app = getattr(module, attribute)
+    except AttributeError:
         there = [key for key, value in vars(module).items() if isinstance(value, Prefork)]
         hint = f"; did you mean {name}:{there[0]}?" if there else "; it has no Prefork at all"
-        raise AppError(f"module {name} has no {attribute!r}{hint}")
+        raise AppError(f"module {name}{_file(module)} has no {attribute!r}{hint}") from None
+    except BaseException as error:
+        raise AppError(f"cannot get {settings.app}: {_said(error)} ({_where(error)})") from None
     if not isinstance(app, Prefork):
         raise AppError(f"{settings.app} is a {type(app).__name__}, not a Prefork; name the app: app = Prefork(...)")
     if not app.tasks:
@@ -57,6 +50,23 @@ def load_app(settings: Settings) -> Prefork:
         )
     app.connect_to(settings.broker, settings.prefix)
     return app
+
+
+def _import(name: str, directory: Path) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(error.name + ".")):
+            parent = sys.modules.get(error.name.rpartition(".")[0])
+            if parent and not hasattr(parent, "__path__"):
+                raise AppError(f"there is no module {name}: {parent.__name__}{_file(parent)} is not a package") from None
+            raise AppError(
+                f"there is no module {name}; it is looked for in {directory} (see `directory`) and where "
+                f"{sys.executable} has its packages"
+            ) from None
+        raise AppError(f"cannot import {name}: {_said(error)} ({_where(error)})") from None
+    except BaseException as error:
+        raise AppError(f"cannot import {name}: {_said(error)} ({_where(error)})") from None
 
 
 def left_behind() -> list[str]:
@@ -69,11 +79,32 @@ def left_behind() -> list[str]:
     return threads + sockets
 
 
+def _file(module: ModuleType) -> str:
+    return f" ({module.__file__})" if getattr(module, "__file__", None) else ""
+
+
+def _said(error: BaseException) -> str:
+    """What an error of the app says, on one line that a terminal may show."""
+    if isinstance(error, SystemExit):
+        text = f"it calls sys.exit({error.code!r})"
+    else:
+        try:
+            text = str(error)
+        except BaseException:
+            text = ""
+        # Ours say all that there is to say; of others the class is the half of it.
+        if not isinstance(error, PreforkError) and type(error) is not ModuleNotFoundError:
+            text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    line = (text.strip().splitlines() or [""])[0]
+    short = line if len(line) <= LONGEST_SAID else line[:LONGEST_SAID] + "…"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in short)
+
+
 def _where(error: BaseException) -> str:
     """The last place in the app's own code that an error came through."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = str(Path(__file__).parent)
-    own = [f for f in frames if not f.filename.startswith(("<frozen", ours))]
-    if isinstance(error, SyntaxError) and error.filename:
+    if isinstance(error, SyntaxError) and error.filename and os.path.isfile(error.filename):
         return f"{error.filename}:{error.lineno}"
-    return f"{own[-1].filename}:{own[-1].lineno}" if own else "at its import"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((OURS, "<frozen"))]
+    own = [f for f in frames if not f.filename.startswith(NOT_THE_APPS) and "-packages/" not in f.filename]
+    last = (own or frames)[-1:]
+    return f"{last[0].filename}:{last[0].lineno}" if last else "at its import"

@@ -186,3 +186,22 @@ def test_a_worker_that_cannot_fork_for_a_while_lives_on(project: Project) -> Non
     until(lambda: len(worker.children()) == 2, 10, "both children are there")
     assert project.tasks.add.enqueue(1).wait(timeout=20) == 3
     assert worker.stop() == 0
+
+
+def test_a_child_that_has_grown_is_replaced_after_its_task(project: Project) -> None:
+    project.add("""
+        @app.task
+        def grow(mb):
+            kept = bytearray(mb << 20)
+            return os.getpid()
+    """)
+    worker = project.worker("concurrency = 1\nmax_memory_per_child = 150MB")
+    grow = project.tasks.grow
+    first = grow.enqueue(1).wait(timeout=20)
+    assert grow.enqueue(2).wait(timeout=20) == first
+    assert grow.enqueue(200).wait(timeout=20) == first
+    second = grow.enqueue(1).wait(timeout=20)
+    assert second != first
+    assert grow.enqueue(1).wait(timeout=20) == second
+    assert "has used" in worker.log
+    assert "ERROR" not in worker.log
