@@ -124,8 +124,16 @@ class Worker:
                 start_new_session=True,
             )  # fmt: skip
         if wait:
-            until(lambda: "is ready" in self.log or self.process.poll() is not None, what="the worker is ready")
+            self.wait_for("is ready")
+
+    def wait_for(self, words: str) -> None:
+        """Wait until it has logged these words."""
+        try:
+            until(lambda: words in self.log or self.process.poll() is not None, what=f"{words!r} in {self.log}")
             assert self.process.poll() is None, self.log
+        except BaseException:
+            self.close()  # nobody else knows of it yet
+            raise
 
     @property
     def log(self) -> str:

@@ -78,7 +78,7 @@ def resolve(url: str) -> Address:
     if url.startswith("embedded:"):
         directory = embedded.parse(url)
         return Address(url, UnixDomainSocketConnection, {"path": str(embedded.join(directory))})
-    scheme = url.partition(":")[0] if ":" in url and "@" not in url.partition(":")[0] else ""
+    scheme = match[1] if (match := re.match("([a-zA-Z][a-zA-Z0-9+.-]*):", url)) else ""
     if scheme not in ("redis", "rediss", "unix"):
         said = f"the scheme {scheme!r}" if scheme else "no scheme"
         raise BrokerError(f"the broker URL {shown(url)} has {said}; write {FORMS}")

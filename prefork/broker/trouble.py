@@ -18,9 +18,11 @@ REMEDIES = (
     ("NOPERM", "does not permit this user what prefork needs ({said}); extend its ACL"),
     ("No permissions", "does not permit this user what prefork needs ({said}); extend its ACL"),
     ("no permission", "does not permit this user what prefork needs ({said}); extend its ACL"),
+    ("can't run this command", "does not permit this user what prefork needs ({said}); extend its ACL"),
     ("DENIED", "runs in protected mode; connect from its own host, or set a password on it"),
     ("READONLY", "is a read-only replica; name the primary in the broker URL"),
     ("read only replica", "is a read-only replica; name the primary in the broker URL"),
+    ("Link with MASTER is down", "is a replica whose primary is gone; name the primary in the broker URL"),
     ("DB index", "has no such database ({said}); check the number at the end of the broker URL"),
     ("MISCONF", "cannot save to its disk and refuses writes ({said}); look at its log and its disk"),
     (
@@ -42,15 +44,20 @@ REMEDIES = (
     ("Connection refused", "refuses the connection; is it running there?"),
     ("No such file", "has no socket there; is it running, and is this its path?"),
     ("Permission denied", "has a socket that this user may not open; check its mode"),
-    ("CERTIFICATE", "has a certificate that is not trusted ({said}); see ssl_ca_certs in docs/configuration.md"),
-    ("WRONG_VERSION_NUMBER", "does not speak TLS; write redis:// in place of rediss://"),
+    ("verify failed", "has a certificate that is not trusted ({said}); see ssl_ca_certs in docs/configuration.md"),
+    ("certificate required", "asks for a certificate of ours; see ssl_certfile in docs/configuration.md"),
+    ("wrong version number", "does not speak TLS; write redis:// in place of rediss://"),
     ("imed out", "does not answer in time; is it a Redis, and is the network open?"),
     ("timeout", "does not answer in time; is it a Redis, and is the network open?"),
     ("Timeout", "does not answer in time; is it a Redis, and is the network open?"),
     ("Protocol error", "does not speak Redis's protocol; check host and port in the broker URL"),
     ("Protocol Error", "does not speak Redis's protocol; check host and port in the broker URL"),
     ("InvalidResponse", "does not speak Redis's protocol; check host and port in the broker URL"),
+    ("Error setting client name", "does not speak Redis's protocol; check host and port in the broker URL"),
+    ("nknown command", "does not know a command that prefork needs ({said}); is it a Redis, with none renamed?"),
     ("closed", "closed the connection"),
+    ("Connection reset", "broke the connection off; is it a Redis, and what does its log say?"),
+    ("Broken pipe", "broke the connection off; is it a Redis, and what does its log say?"),
 )
 
 
@@ -63,8 +70,16 @@ def explain(error: BaseException | str, shown: str, password: str | None = None)
         said = f"timed out {said}"
     elif isinstance(error, ssl.SSLError):
         said = f"{error.reason or ''} {said}"
+    late = "imed out" in said or "imeout" in said
+    if late and shown.startswith("rediss:") and "resolution" not in said:
+        return BrokerError(f"the broker {shown} does not answer in time; does it speak TLS, and is the network open?")
     for mark, meaning in REMEDIES:
         # What is written in capitals is a server's word, which comes first; a path or a host may hold it too.
         if (said.startswith(mark) if mark.isupper() else mark in said) or mark in type(error).__name__:
-            return BrokerError(f"the broker {shown} {meaning.format(said=said.splitlines()[0][:200])}")
-    return BrokerError(f"the broker {shown} cannot be used: {said.splitlines()[0][:200]}")
+            return BrokerError(f"the broker {shown} {meaning.format(said=_line(said))}")
+    return BrokerError(f"the broker {shown} cannot be used: {_line(said)}; is it a Redis, and what does its log say?")
+
+
+def _line(said: str) -> str:
+    """What a terminal may show, on one line: whoever answers there may not be a Redis at all."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in said.splitlines()[0][:200])

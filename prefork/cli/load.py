@@ -59,7 +59,9 @@ def _import(name: str, directory: Path) -> ModuleType:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
             parent = sys.modules.get(error.name.rpartition(".")[0])
             if parent and not hasattr(parent, "__path__"):
-                raise AppError(f"there is no module {name}: {parent.__name__}{_file(parent)} is not a package") from None
+                raise AppError(
+                    f"there is no module {name}: {parent.__name__}{_file(parent)} is not a package; correct `app`"
+                ) from None
             raise AppError(
                 f"there is no module {name}; it is looked for in {directory} (see `directory`) and where "
                 f"{sys.executable} has its packages"

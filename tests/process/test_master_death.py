@@ -45,7 +45,7 @@ def test_a_child_that_is_starting_does_not_outlive_a_killed_master(project: Proj
             note("boots", os.getpid())
             time.sleep(60)
     """)
-    worker = project.worker()
+    worker = project.worker(wait=False)
     until(lambda: len(project.lines("boots")) == 2)
     worker.stop(signal.SIGKILL)
     until(lambda: gone(*map(int, project.lines("boots"))), 1, "the children have gone")
