@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         SoftTimeout,
         TaskFailed,
         TaskTimeout,
+        UnknownQueue,
         UnknownTask,
         WaitTimeout,
     )
@@ -41,8 +42,8 @@ __all__ = [
     "AppError", "AsyncTask", "BadMessage", "BrokerError", "Cancelled", "ChildDied", "ConfigError", "Context", "Dead",
     "EnqueueUncertain", "Expired", "InvalidArguments", "InvalidOption", "Invocation", "NoPrivilege", "NotJSON",
     "PayloadTooLarge", "PidfileTaken", "PidfileUnusable", "Prefork", "PreforkError", "ResultUnavailable", "Retry",
-    "SoftTimeout", "Task", "TaskError", "TaskFailed", "TaskResult", "TaskStatus", "TaskTimeout", "UnknownTask",
-    "WaitTimeout", "default_retry_delay",
+    "SoftTimeout", "Task", "TaskError", "TaskFailed", "TaskResult", "TaskStatus", "TaskTimeout", "UnknownQueue",
+    "UnknownTask", "WaitTimeout", "default_retry_delay",
 ]  # fmt: skip
 
 # Those that are not errors. Loaded when first asked for: the client of Redis takes most of the time of an import, and

@@ -74,6 +74,10 @@ class UnknownTask(PreforkError, LookupError):
     """A message for a task name that this worker has not registered."""
 
 
+class UnknownQueue(PreforkError, LookupError):
+    """A queue that was never used, in a command of an operator."""
+
+
 class TaskFailed(PreforkError):
     """Raised by `TaskResult.wait` for a task that failed for good. `traceback` is the task's own, as text."""
 

@@ -162,6 +162,10 @@ class Client:
 
         return self._bounded(ask, uncertain=uncertain)
 
+    def read(self, command: str, *args: Any, **options: Any) -> Any:
+        """One of redis-py's own commands, which is safe to repeat. Raises BrokerError within the limit."""
+        return self._bounded(lambda: getattr(self.connection(), command)(*args, **options), uncertain=False)
+
     def keys(self, queue: str) -> Keys:
         """The names of the keys of a queue."""
         return Keys(self.prefix, queue)

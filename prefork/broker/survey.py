@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -59,6 +60,49 @@ def queues(client: Client) -> list[dict[str, Any]]:
     return [asdict(census(client, name).report) for name in client.queues()]
 
 
+def workers(client: Client, limit_s: float = 1.0) -> list[dict[str, Any]]:
+    """What every worker says of itself, asked now; in the place of one that is silent, what its lease says.
+
+    `answered`: whether it did within `limit_s` seconds; one that holds a lease and is silent stands still, or is gone.
+    """
+    ends: dict[str, int] = {}
+    listens: dict[str, list[str]] = {}
+    now_ms = 0
+    for queue in client.queues():
+        counted = census(client, queue)
+        now_ms = counted.now_ms
+        for name, ends_ms in counted.leases.items():
+            ends[name] = max(ends.get(name, 0), ends_ms)
+            listens.setdefault(name, []).append(queue)
+    asked = [name for name in ends if client.ask(listens[name][0], name, "report")]
+    reports = _reports(client, asked, time.monotonic() + limit_s)
+    told = []
+    for name in sorted(ends):
+        parts = name.rsplit(":", 4)
+        pid = int(parts[2]) if len(parts) == 5 and parts[2].isdecimal() else 0
+        silent = {"worker": name, "host": parts[0], "pid": pid, "queues": listens[name]}
+        known = reports.get(name, silent) | {"answered": name in reports}
+        held = sum(client.read("zcard", client.keys(q).active(name)) for q in listens[name])
+        told.append(known | {"holds": held, "lease_s": round((ends[name] - now_ms) / 1000, 3)})
+    return told
+
+
+def _reports(client: Client, names: list[str], until_s: float) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    while True:
+        for name in names:
+            if name not in found and (raw := client.reported(name)):
+                found[name] = orjson.loads(raw)
+        if len(found) == len(names) or time.monotonic() > until_s:
+            return found
+        time.sleep(0.02)
+
+
+def queue_of(client: Client, id: str) -> str | None:
+    """The queue that a task is in, or was in; None when nothing is known of it."""
+    return next((queue for queue in client.queues() if client.inspect(queue, id)[0]), None)
+
+
 def task(client: Client, id: str) -> dict[str, Any]:
     """Everything that is known of one task. Raises ResultUnavailable when nothing is."""
     for queue in client.queues():
@@ -71,15 +115,16 @@ def task(client: Client, id: str) -> dict[str, Any]:
     if worker:
         known["worker"] = worker
     if score_ms:
-        known[{"scheduled": "due_at", "active": "claimed_at", "dead": "died_at"}[place]] = _iso(score_ms)
+        known[{"scheduled": "due_at", "active": "claimed_at", "dead": "died_at"}[place]] = iso(score_ms)
     if raw is not None:
-        known |= _of_message(id, queue, raw, State.decode(state))
+        known |= of_message(id, queue, raw, State.decode(state))
     if record is not None:
         known |= _with_times(orjson.loads(record))
     return known
 
 
-def _of_message(id: str, queue: str, raw: bytes, state: State) -> dict[str, Any]:
+def of_message(id: str, queue: str, raw: bytes, state: State) -> dict[str, Any]:
+    """What a message and its state tell, with times in ISO 8601; of one that can't be read, what there is."""
     happened = _with_times({name: value for name, value in asdict(state).items() if value and name != "due_ms"})
     try:
         message = decode(id.encode(), queue, raw)
@@ -88,14 +133,14 @@ def _of_message(id: str, queue: str, raw: bytes, state: State) -> dict[str, Any]
         return {"unreadable": str(error), "raw": raw[:2000].decode("utf-8", "replace"), **happened}
     options = {name: value for name, value in asdict(message.header).items() if value is not None and name != "task"}
     told = {"task": message.header.task, "args": args, "kwargs": kwargs, "priority": message.priority}
-    return {**told, "enqueued_at": _iso(message.enqueued_ms), "options": options, **happened}
+    return {**told, "enqueued_at": iso(message.enqueued_ms), "options": options, **happened}
 
 
 def _with_times(known: dict[str, Any]) -> dict[str, Any]:
     """The same, with `…_ms` since the epoch as `…_at` in ISO 8601."""
     return {
         (name.removesuffix("_ms") + "_at" if name.endswith("_ms") else name): (
-            _iso(value) if name.endswith("_ms") else value
+            iso(value) if name.endswith("_ms") else value
         )
         for name, value in known.items()
     }
@@ -112,5 +157,6 @@ def _ready_ms(queue: str, id: bytes, raw: bytes | None, state: bytes | None, *, 
     return max(message.enqueued_ms, asked_ms, State.decode(state).due_ms)
 
 
-def _iso(ms: int | float | None) -> str | None:
+def iso(ms: int | float | None) -> str | None:
+    """ISO 8601, of milliseconds since the epoch."""
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds") if ms else None

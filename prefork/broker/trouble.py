@@ -36,6 +36,7 @@ REMEDIES = (
     ("BUSY", "is busy with a script of somebody else; see SCRIPT KILL"),
     ("max number of clients", "has no connection left; raise its maxclients"),
     ("CLUSTERDOWN", "is a cluster that is down; look at CLUSTER INFO"),
+    ("Hash slot not served", "is a cluster that is down; look at CLUSTER INFO"),
     ("MOVED", "is a Redis Cluster, which prefork does not support yet; name a single server"),
     ("Name or service not known", "is on a host whose name is not known; check the broker URL"),
     ("nodename nor servname", "is on a host whose name is not known; check the broker URL"),

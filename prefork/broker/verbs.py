@@ -109,6 +109,31 @@ def ask(k: Keys, worker: str, request: str) -> Call:
     return Call("ask", (k.leases, k.requests(worker)), (worker, request))
 
 
+def revive(k: Keys, states: Iterable[tuple[str, bytes]]) -> Call:
+    """Let dead letters run again, with these states. -> how many"""
+    keys = (k.messages, k.state, k.pending, k.ranked, k.dead, k.wake)
+    return Call("revive", keys, (k.result_prefix, *(word for id, state in states for word in (id, state))))
+
+
+def delete(k: Keys, id: str) -> Call:
+    """Delete a message that nobody runs. -> b"deleted", b"running" or b"" """
+    keys = (
+        k.messages, k.state, k.pending, k.ranked, k.scheduled, k.dead, k.leases, k.result_prefix + id, k.stats,
+    )  # fmt: skip
+    return Call("delete", keys, (id, k.active_prefix))
+
+
+def purge(k: Keys, place: str, n: int) -> Call:
+    """Delete up to n messages of one place: pending, ranked, scheduled or dead. -> how many were there"""
+    places = {"pending": k.pending, "ranked": k.ranked, "scheduled": k.scheduled, "dead": k.dead}
+    return Call("purge", (k.messages, k.state, k.stats, k.leases, places[place]), (n, k.result_prefix))
+
+
+def pause(k: Keys, *, on: bool) -> Call:
+    """Pause a queue, or let it go on. -> 1 if that changed anything"""
+    return Call("pause", (k.paused, k.wake), ("01"[on],))
+
+
 def inspect(k: Keys, id: str) -> Call:
     """All that is known of a task. -> [place, message, state, result record, worker, score]"""
     return Call(

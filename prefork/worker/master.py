@@ -26,7 +26,7 @@ from setproctitle import setproctitle
 from prefork.app import Prefork
 from prefork.broker import verbs
 from prefork.broker.channel import Channel
-from prefork.broker.keys import Keys, worker_key
+from prefork.broker.keys import Keys, queues_key, worker_key
 from prefork.config import Settings
 from prefork.worker.child import Child
 from prefork.worker.claims import Claims, Queue
@@ -223,6 +223,8 @@ class Master:
 
     def _begin(self) -> None:
         self.settlement.worker = self.claims.worker = self.lease.worker
+        names = self.settings.queues.names  # so that operators find this worker, also where nothing was enqueued yet
+        self.channel.send_words(("SADD", queues_key(self.app.prefix), *names), lambda reply: None)
         self._held = self._announced = False
 
         def held() -> None:

@@ -19,6 +19,11 @@ CALLS = {
     "restore": verbs.restore(KEYS, "w", "keep", ["a"]),
     "beat": verbs.beat(KEYS, "w", 1000, first=True),
     "cancel": verbs.cancel(KEYS, "a", 0, b""),
+    "ask": verbs.ask(KEYS, "w", "report"),
+    "revive": verbs.revive(KEYS, [("a", b"{}")]),
+    "delete": verbs.delete(KEYS, "a"),
+    "purge": verbs.purge(KEYS, "dead", 10),
+    "pause": verbs.pause(KEYS, on=True),
     "inspect": verbs.inspect(KEYS, "a"),
     "census": verbs.census(KEYS),
 }

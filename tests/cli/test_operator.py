@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from prefork.cli.load import EXIT_BROKER, EXIT_CONFIG, EXIT_USAGE
+from prefork.cli.exits import EXIT_BROKER, EXIT_CONFIG, EXIT_USAGE
+from tests.cli.command import as_json, prefork
 from tests.conftest import Project, Server, until
 
 FIELDS = {"name", "pending", "scheduled", "active", "dead", "paused", "processed", "failed", "latency_s"}
-
-
-def prefork(*words: str, code: int = 0) -> str:
-    command = [sys.executable, "-m", "prefork.cli.operator", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout if code == 0 else done.stdout + done.stderr
-
-
-def as_json(*words: str, code: int = 0) -> Any:
-    return json.loads(prefork(*words, "--json", code=code))
 
 
 def test_queues_as_json_have_the_fields_that_are_documented(project: Project) -> None:
@@ -176,3 +162,118 @@ def test_a_broker_that_is_not_there() -> None:
 
 def test_a_configuration_that_is_not_there(tmp_path: Path) -> None:
     assert "no such file" in prefork("queues", "-c", str(tmp_path / "none.conf"), code=EXIT_CONFIG)
+
+
+# -- workers, list ----------------------------------------------------------------------------------------------------
+
+WORKER_FIELDS = {
+    "worker", "host", "pid", "version", "app", "queues", "started_at", "uptime_s", "phase", "paused", "broker", "ready",
+    "concurrency", "rss_bytes", "children", "answered", "holds", "lease_s",
+}  # fmt: skip
+CHILD_FIELDS = {
+    "number", "pid", "state", "rss_bytes", "task", "id", "queue", "attempt", "running_s", "waiting",
+}  # fmt: skip
+
+
+def test_workers_tell_what_they_do(project: Project) -> None:
+    worker = project.worker("queues = default, other", "-n", "2")
+    nap = project.tasks.nap.enqueue("nap", 60)
+    until(lambda: project.lines("started"))
+    (told,) = as_json("workers", "--broker", project.server.url)
+    assert set(told) == WORKER_FIELDS
+    assert all(set(child) == CHILD_FIELDS for child in told["children"])
+    assert (told["pid"], told["phase"], told["answered"], told["holds"]) == (worker.pid, "running", True, 1)
+    assert told["queues"] == ["default", "other"]
+    (busy,) = [child for child in told["children"] if child["task"]]
+    assert (busy["id"], busy["queue"], busy["attempt"]) == (nap.id, "default", 1)
+    assert busy["task"].endswith(".nap")
+    assert 0 < busy["running_s"] < 60
+    assert busy["pid"] in worker.children()
+    table = prefork("workers", "--broker", project.server.url)
+    assert nap.id in table
+    assert str(worker.pid) in table
+    assert len(table.splitlines()) == 4
+
+
+def test_a_worker_that_drains_still_answers(project: Project) -> None:
+    worker = project.worker("shutdown_timeout = 20s")
+    project.tasks.nap.enqueue("nap", 3)
+    until(lambda: project.lines("started"))
+    worker.send(15)
+    until(lambda: "stopping" in worker.log)
+    (told,) = until(lambda: [it for it in as_json("workers", "--broker", project.server.url) if it["answered"]])
+    assert told["phase"] == "draining"
+    assert worker.wait() == 0
+
+
+def test_a_worker_that_stands_still_is_shown_as_such(project: Project) -> None:
+    worker = project.worker()
+    project.tasks.nap.enqueue("nap", 60)
+    until(lambda: project.lines("started"))
+    worker.send(19)  # STOP
+    (told,) = as_json("workers", "--broker", project.server.url)
+    assert (told["answered"], told["pid"], told["holds"]) == (False, worker.pid, 1)
+    assert "NO ANSWER" in prefork("workers", "--broker", project.server.url)
+    worker.send(18)
+    until(lambda: as_json("workers", "--broker", project.server.url)[0]["answered"])
+
+
+def test_no_worker_at_all(project: Project) -> None:
+    project.tasks.add.enqueue(1)
+    assert as_json("workers", "--broker", project.server.url) == []
+    assert "no worker" in prefork("workers", "--broker", project.server.url)
+
+
+def test_list_shows_each_place_in_its_order_page_by_page(project: Project) -> None:
+    add = project.tasks.add
+    first, second = add.enqueue(1), add.enqueue(2)
+    high, low = add.using(priority=9).enqueue(3), add.using(priority=-9).enqueue(4)
+    later, soon = add.using(run_after=900).enqueue(5), add.using(run_after=60).enqueue(6)
+    url = project.server.url
+    ids = [row["id"] for row in as_json("list", "default", "--broker", url)]
+    assert ids == [high.id, first.id, second.id, low.id]
+    for offset in range(5):
+        for limit in range(1, 5):
+            page = as_json("list", "default", "--broker", url, "--offset", str(offset), "--limit", str(limit))
+            assert [row["id"] for row in page] == ids[offset : offset + limit]
+    rows = as_json("list", "default", "--state", "scheduled", "--broker", url)
+    assert [row["id"] for row in rows] == [soon.id, later.id]
+    assert {"id", "queue", "place", "due_at", "task", "args", "kwargs", "priority", "enqueued_at", "options"} == set(
+        rows[0]
+    )
+    assert "in 15 min" in prefork("list", "default", "--state", "scheduled", "--broker", url)
+    assert prefork("list", "default", "--state", "dead", "--broker", url) == "nothing is dead in queue default\n"
+
+
+def test_list_names_who_runs_and_why_it_died(project: Project) -> None:
+    project.add("@app.task(max_retries=0)\ndef fail(): raise ValueError('evidence')")
+    worker = project.worker()
+    nap, fail = project.tasks.nap.enqueue("nap", 60), project.tasks.fail.enqueue()
+    until(lambda: project.lines("started"))
+    until(lambda: (fail.refresh(), fail.is_finished)[1])
+    (row,) = as_json("list", "default", "--state", "active", "--broker", project.server.url)
+    assert (row["id"], row["worker"].split(":")[-3]) == (nap.id, str(worker.pid))
+    (row,) = as_json("list", "default", "--state", "dead", "--broker", project.server.url)
+    assert row["errors"][-1]["message"] == "evidence"
+    assert "ValueError: evidence" in prefork("list", "default", "--state", "dead", "--broker", project.server.url)
+
+
+def test_a_queue_that_is_not_there_is_named_with_one_that_is(project: Project) -> None:
+    project.tasks.add.enqueue(1)
+    said = prefork("list", "defualt", "--broker", project.server.url, code=1)
+    assert said == "prefork: there is no queue 'defualt' under the prefix 'prefork'; did you mean 'default'?\n"
+
+
+def test_the_flags_may_stand_before_the_command(project: Project) -> None:
+    project.tasks.add.enqueue(1)
+    assert "default" in prefork("--broker", project.server.url, "queues")
+    assert as_json("--broker", project.server.url, "--json", "queues")
+
+
+def test_show_prints_the_stack_of_what_was_killed(project: Project) -> None:
+    worker = project.worker()
+    result = project.tasks.nap.using(timeout=0.3, max_retries=0).enqueue("nap", 60)
+    until(lambda: (result.refresh(), result.is_finished)[1])
+    assert "what it was doing:" in prefork("show", result.id, "--broker", project.server.url)
+    assert "in nap" in as_json("show", result.id, "--broker", project.server.url)["errors"][-1]["stack"]
+    assert worker.stop() == 0

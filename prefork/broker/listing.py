@@ -1,0 +1,77 @@
+"""What is in one place of a queue, a page at a time, as plain data. Reads only, and not more than is shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefork.broker.client import Client
+from prefork.broker.survey import census, iso, of_message
+from prefork.message import State
+
+PAGE = 200  # messages in one command
+Found = list[tuple[bytes, dict[str, Any]]]
+
+
+def page(client: Client, queue: str, place: str, offset: int, limit: int) -> list[dict[str, Any]]:
+    """Some of what is in one place of a queue, what is next in line first; of dead letters the newest."""
+    ids = {"pending": _pending, "scheduled": _scheduled, "active": _active, "dead": _dead}[place](
+        client, queue, offset, limit
+    )
+    rows: list[dict[str, Any]] = []
+    k = client.keys(queue)
+    for at in range(0, len(ids), PAGE):
+        some = ids[at : at + PAGE]
+        names = [id for id, _ in some]
+        messages = client.read("hmget", k.messages, names)
+        states = client.read("hmget", k.state, names)
+        for (id, known), raw, state in zip(some, messages, states, strict=True):
+            if raw is not None and raw != b"0 cancelled":  # else it has gone on meanwhile
+                text = id.decode("utf-8", "backslashreplace")
+                rows.append(
+                    {"id": text, "queue": queue, "place": place}
+                    | known
+                    | of_message(text, queue, raw, State.decode(state))
+                )
+    return rows
+
+
+def _pending(client: Client, queue: str, offset: int, limit: int) -> Found:
+    """Higher priorities, then those of none, then lower ones."""
+    k = client.keys(queue)
+    found: Found = []
+    for key, low, high in ((k.ranked, "-inf", "(0"), (k.pending, "", ""), (k.ranked, "(0", "+inf")):
+        if not low:
+            size = client.read("llen", k.pending)
+            ids = client.read("lrange", k.pending, offset, offset + limit - len(found) - 1)
+        else:
+            size = client.read("zcount", key, low, high)
+            ids = client.read("zrangebyscore", key, low, high, start=offset, num=limit - len(found))
+        found += [(id, {}) for id in ids]
+        offset = max(0, offset - size)
+        if len(found) >= limit:
+            break
+    return found
+
+
+def _scheduled(client: Client, queue: str, offset: int, limit: int) -> Found:
+    key = client.keys(queue).scheduled
+    return [
+        (id, {"due_at": iso(ms)}) for id, ms in client.read("zrange", key, offset, offset + limit - 1, withscores=True)
+    ]
+
+
+def _dead(client: Client, queue: str, offset: int, limit: int) -> Found:
+    key = client.keys(queue).dead
+    return [
+        (id, {"died_at": iso(ms)})
+        for id, ms in client.read("zrevrange", key, offset, offset + limit - 1, withscores=True)
+    ]
+
+
+def _active(client: Client, queue: str, offset: int, limit: int) -> Found:
+    found: Found = []
+    for worker in census(client, queue).leases:
+        key = client.keys(queue).active(worker)
+        for id, ms in client.read("zrange", key, 0, offset + limit - 1, withscores=True):
+            found.append((id, {"worker": worker, "claimed_at": iso(ms)}))
+    return found[offset : offset + limit]

@@ -1,0 +1,50 @@
+"""Which broker, and which app, a command is about: `-c`, `--broker`, or the environment."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from prefork import config
+from prefork.app import Prefork
+from prefork.broker.client import Client
+from prefork.cli.load import load_app
+from prefork.errors import PreforkError
+
+
+def common_flags(*, top: bool) -> argparse.ArgumentParser:
+    """The flags that may stand before a command and after it."""
+    flags = argparse.ArgumentParser(add_help=False, argument_default=None if top else argparse.SUPPRESS)
+    flags.add_argument("-c", "--config", type=Path, metavar="FILE", help="the worker's configuration")
+    flags.add_argument("--broker", metavar="URL", help="the broker; without it and -c, $PREFORK_BROKER holds")
+    flags.add_argument("--prefix", help="what the names of all keys in the broker begin with (default: prefork)")
+    flags.add_argument(
+        "--json", action="store_const", const=True, default=False if top else argparse.SUPPRESS,
+        help="JSON in place of a table",
+    )  # fmt: skip
+    return flags
+
+
+def client_of(options: argparse.Namespace) -> Client:
+    """The broker that the options name. Raises PreforkError."""
+    settings = config.load(options.config, {}, require_app=False) if options.config else None
+    url = options.broker or (settings and settings.broker)
+    prefix = options.prefix or (settings and settings.prefix)
+    if not url and settings and settings.app:
+        app = load_app(settings)
+        return Client(app.client.url, options.prefix or app.prefix)
+    url = url or os.environ.get("PREFORK_BROKER")
+    if not url:
+        raise PreforkError("no broker is named: give -c myapp.conf, --broker URL, or set PREFORK_BROKER")
+    return Client(url, prefix or "prefork")
+
+
+def app_of(options: argparse.Namespace) -> Prefork | None:
+    """The app that the configuration names, imported; None without one. Raises PreforkError."""
+    settings = config.load(options.config, {}, require_app=False) if options.config else None
+    if settings is None or settings.app is None:
+        return None
+    app = load_app(settings)
+    app.connect_to(options.broker, options.prefix)
+    return app

@@ -1,0 +1,212 @@
+"""The commands of `prefork` that change something: enqueue, cancel, retry, delete, purge, pause, resume."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+import time
+from datetime import timedelta
+from typing import Any
+
+import orjson
+
+from prefork.app import Prefork
+from prefork.broker import admin, survey
+from prefork.cli.connect import app_of, client_of
+from prefork.cli.output import plain, print_json
+from prefork.errors import InvalidArguments, PreforkError, ResultUnavailable, UnknownTask
+from prefork.result import TaskResult, TaskStatus
+
+STOP_PATIENCE_S = 10.0
+Commands = Any
+
+
+def add(commands: Commands, common: argparse.ArgumentParser) -> None:
+    """Add these commands."""
+    enqueue = commands.add_parser("enqueue", parents=[common], help="enqueue a task")
+    enqueue.add_argument("task", metavar="NAME", help="its name, such as shop.tasks.send_invoice")
+    enqueue.add_argument("--args", default="[]", metavar="JSON", help="positional arguments, such as '[7, \"a\"]'")
+    enqueue.add_argument("--kwargs", default="{}", metavar="JSON", help="named arguments, such as '{\"copy\": true}'")
+    enqueue.add_argument("--queue", metavar="NAME", help="in place of the task's own; without -c: default")
+    enqueue.add_argument("--priority", type=int, metavar="N", help="-100 to 100, higher ones first")
+    enqueue.add_argument("--delay", type=float, metavar="S", help="seconds until it may run")
+    enqueue.add_argument("--wait", type=float, metavar="S", help="wait so long for its end, and print its result")
+    enqueue.set_defaults(run=_enqueue)
+    cancel = commands.add_parser("cancel", parents=[common], help="cancel tasks: what waits at once, what runs is told")
+    cancel.set_defaults(run=_cancel)
+    retry = commands.add_parser("retry", parents=[common], help="let dead letters run again")
+    retry.add_argument("--dead", metavar="QUEUE", help="all dead letters of that queue")
+    retry.set_defaults(run=_retry)
+    delete = commands.add_parser("delete", parents=[common], help="delete tasks that do not run, and their results")
+    delete.set_defaults(run=_delete)
+    for parser, least in ((cancel, "+"), (retry, "*"), (delete, "+")):
+        parser.add_argument("ids", nargs=least, metavar="ID", help="the tasks' ids")
+    purge = commands.add_parser("purge", parents=[common], help="delete all that waits in a queue")
+    purge.add_argument("--state", choices=("pending", "scheduled", "dead"), help="only that; default: what waits, and "
+                       "what is scheduled")  # fmt: skip
+    purge.set_defaults(run=_purge)
+    pause = commands.add_parser("pause", parents=[common], help="let no worker claim from a queue")
+    resume = commands.add_parser("resume", parents=[common], help="let workers claim from it again")
+    pause.set_defaults(run=lambda options: _pause(options, on=True))
+    resume.set_defaults(run=lambda options: _pause(options, on=False))
+    for parser in (purge, pause, resume):
+        parser.add_argument("queue", metavar="QUEUE", help="the queue's name")
+    for parser in (retry, delete, purge):
+        parser.add_argument("--yes", action="store_true", help="do not ask whether to do it")
+
+
+# -- enqueue ----------------------------------------------------------------------------------------------------------
+
+
+def _enqueue(options: argparse.Namespace) -> int:
+    args, kwargs = _json(options.args, "--args", list), _json(options.kwargs, "--kwargs", dict)
+    app = app_of(options)
+    if app is None:
+        client = client_of(options)
+        app = Prefork("prefork", client.url, prefix=client.prefix)
+        task = app.task(name=options.task)(lambda *args, **kwargs: None)
+    elif options.task in app.tasks:
+        task = app.tasks[options.task]
+    else:
+        by_last = {name.rpartition(".")[2]: name for name in app.tasks}
+        near = difflib.get_close_matches(options.task, app.tasks, n=1)
+        near += [by_last[last] for last in difflib.get_close_matches(options.task.rpartition(".")[2], by_last, n=1)]
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(app.tasks)[:20])}"
+        raise UnknownTask(f"there is no task {options.task!r}; {hint}")
+    after = None if options.delay is None else timedelta(seconds=options.delay)
+    given = {"queue_name": options.queue, "priority": options.priority, "run_after": after}
+    if chosen := {name: value for name, value in given.items() if value is not None}:
+        task = task.using(**chosen)
+    result = task.enqueue(*args, **kwargs)
+    known: dict[str, Any] = {"id": result.id, "queue": result.queue_name}
+    if options.wait is None:
+        print_json(known) if options.json else print(result.id)
+        return 0
+    value = result.wait(timeout=options.wait)
+    print_json(known | {"value": value}) if options.json else print(orjson.dumps(value).decode())
+    return 0
+
+
+def _json(text: str, flag: str, kind: type) -> Any:
+    try:
+        value = orjson.loads(text)
+    except ValueError as error:
+        raise InvalidArguments(f"{flag} is not JSON ({error}): {text[:60]!r}") from None
+    if not isinstance(value, kind):
+        raise InvalidArguments(f"{flag} must be a JSON {'list' if kind is list else 'object'}, not {text[:60]!r}")
+    return value
+
+
+# -- messages ---------------------------------------------------------------------------------------------------------
+
+
+def _cancel(options: argparse.Namespace) -> int:
+    client = client_of(options)
+    app = Prefork("prefork", client.url, prefix=client.prefix)
+    queues = {id: survey.queue_of(client, id) for id in options.ids}
+    results = {id: TaskResult[Any](app, id, queue, "", 0) for id, queue in queues.items() if queue is not None}
+    for result in results.values():  # all of them, before any is waited for
+        result.cancel(running=True)
+    give_up_s = time.monotonic() + STOP_PATIENCE_S
+    said = {id: _cancelled(results[id], give_up_s) if id in results else "unknown" for id in options.ids}
+    return _report(options, said, ("cancelled",))
+
+
+def _cancelled(result: TaskResult[Any], give_up_s: float) -> str:
+    """How it has ended, in words."""
+    while time.monotonic() < give_up_s:
+        try:
+            result.refresh()
+        except ResultUnavailable:
+            return "gone"
+        if result.is_finished:
+            errors = result.errors
+            ended_so = bool(errors) and errors[-1].exception_class_path == "prefork.Cancelled"
+            return "cancelled" if ended_so else f"finished ({result.status})"
+        time.sleep(0.05)
+        if result.status is not TaskStatus.RUNNING:
+            result.cancel(running=True)  # it has failed just then, and waits for its retry
+    return f"asked to stop, and still {result.status.lower()}"
+
+
+def _retry(options: argparse.Namespace) -> int:
+    if bool(options.ids) == bool(options.dead):
+        raise PreforkError("give the ids of dead letters, or --dead QUEUE for all of it")
+    client = client_of(options)
+    if options.dead:
+        queue = admin.known_queue(client, options.dead)
+        count = survey.census(client, queue).report.dead
+        if count:
+            _confirm(options, f"let {count:,} dead letters of queue {queue} run again")
+        return _counted(options, "revived", admin.retry_dead(client, queue))
+    said = {}
+    for id in options.ids:
+        queue_name = survey.queue_of(client, id)
+        revived = queue_name is not None and admin.retry(client, queue_name, [id])
+        said[id] = "pending" if revived else "unknown" if queue_name is None else "not a dead letter"
+    return _report(options, said, ("pending",))
+
+
+def _delete(options: argparse.Namespace) -> int:
+    client = client_of(options)
+    _confirm(options, f"delete {len(options.ids)} tasks for good")
+    said = {}
+    for id in options.ids:
+        queue = survey.queue_of(client, id)
+        answer = admin.delete(client, queue, id) if queue is not None else ""
+        said[id] = "running; cancel it first" if answer == "running" else answer or "unknown"
+    return _report(options, said, ("deleted",))
+
+
+def _report(options: argparse.Namespace, said: dict[str, str], good: tuple[str, ...]) -> int:
+    if options.json:
+        print_json([{"id": id, "outcome": outcome} for id, outcome in said.items()])
+    else:
+        for id, outcome in said.items():
+            print(plain(f"{id}  {outcome}"))
+    return 0 if all(outcome in good for outcome in said.values()) else 1
+
+
+# -- queues -----------------------------------------------------------------------------------------------------------
+
+
+def _purge(options: argparse.Namespace) -> int:
+    client = client_of(options)
+    queue = admin.known_queue(client, options.queue)
+    places = (options.state,) if options.state else ("pending", "scheduled")
+    report = survey.census(client, queue).report
+    count = sum(getattr(report, place) for place in places)
+    if count:
+        _confirm(options, f"delete {count:,} tasks ({' and '.join(places)}) of queue {queue} for good")
+    return _counted(options, "deleted", admin.purge(client, queue, places))
+
+
+def _pause(options: argparse.Namespace, *, on: bool) -> int:
+    client = client_of(options)
+    queue = admin.known_queue(client, options.queue)
+    changed = admin.pause(client, queue, on=on)
+    if options.json:
+        print_json({"queue": queue, "paused": on, "changed": changed})
+    else:
+        state = "paused: nothing is claimed from it until `prefork resume`" if on else "open"
+        print(
+            plain(f"queue {queue} is {state}" if changed else f"queue {queue} was {'paused' if on else 'open'} already")
+        )
+    return 0
+
+
+def _counted(options: argparse.Namespace, what: str, count: int) -> int:
+    print_json({what: count}) if options.json else print(f"{count:,} {what}")
+    return 0
+
+
+def _confirm(options: argparse.Namespace, what: str) -> None:
+    """Ask, unless --yes was given. Raises PreforkError where nobody can be asked, or the answer is no."""
+    if options.yes:
+        return
+    if not sys.stdin.isatty():
+        raise PreforkError(f"this would {what}; nobody is here to be asked, so say --yes")
+    print(plain(f"This will {what}. Go on? [y/N] "), end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise PreforkError("nothing was done")

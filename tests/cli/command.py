@@ -1,0 +1,22 @@
+"""Running the operator's command, as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+
+def prefork(*words: str, code: int = 0) -> str:
+    """What it prints; what it complains of too, when another code than 0 is expected."""
+    command = [sys.executable, "-m", "prefork.cli.operator", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout if code == 0 else done.stdout + done.stderr
+
+
+def as_json(*words: str, code: int = 0) -> Any:
+    """The same, decoded."""
+    return json.loads(prefork(*words, "--json", code=code))
