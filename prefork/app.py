@@ -38,6 +38,8 @@ class Prefork:
 
     def __init__(self, name: str, broker: str | None = None, *, prefix: str = "prefork", limit_s: float = 5.0) -> None:
         self.name, self.prefix, self.limit_s = name, check.prefix(prefix), check.seconds("limit_s", limit_s, least=0.1)
+        if broker is not None and not isinstance(broker, str):
+            raise InvalidOption(f"broker={broker!r}: give a URL, such as redis://localhost:6379/0")
         self.broker = broker
         self.tasks: dict[str, Task[..., Any]] = {}
         self.child_start_hooks: list[Callable[[], object]] = []

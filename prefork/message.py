@@ -24,13 +24,13 @@ from typing import Any
 
 import orjson
 
-from prefork.errors import BadMessage, NotJSON, PayloadTooLarge
+from prefork.errors import TEN_YEARS_S, BadMessage, NotJSON, PayloadTooLarge
 
 VERSION = b"1"
 MAX_PAYLOAD_BYTES = 1 << 20
 MAX_ERRORS_KEPT = 10
 MAX_ERROR_TEXT = 16_384
-LATEST_MS = 1 << 48  # the latest moment that an id can name, in the year 10889
+LATEST_MS = 253_402_300_799_999  # the end of the year 9999: no datetime can name a later moment
 
 
 def new_id() -> str:
@@ -129,7 +129,7 @@ def _fits(name: str, value: Any) -> bool:
         kind = dict if name == "errors" else str
         return isinstance(value, list) and all(isinstance(item, kind) for item in value)
     limit = LATEST_MS if name.endswith("_ms") else 1 << 31
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < limit
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= limit
 
 
 @dataclass(slots=True)
@@ -158,12 +158,12 @@ def decode(raw_id: bytes, queue: str, raw: bytes, state: bytes | None = None) ->
         raise BadMessage(f"message {id} in queue {queue} is not in prefork's format: {raw[:60]!r}") from None
     if version != VERSION:
         raise BadMessage(
-            f"message {id} in queue {queue} has format version {version.decode('ascii', 'replace')}, this prefork "
+            f"message {id} in queue {queue} has format version {version[:20].decode('ascii', 'replace')}, this prefork "
             f"reads version {VERSION.decode()}; upgrade this worker"
         )
     try:
         told, since_ms, rank = _header(header), int(enqueued_ms), int(priority)
-        if not (0 <= since_ms < LATEST_MS and -100 <= rank <= 100):
+        if not (0 <= since_ms <= LATEST_MS and -100 <= rank <= 100):
             raise ValueError(f"enqueued at {since_ms}, priority {rank}")
         return Message(id, queue, told, body, since_ms, rank, State.decode(state) if state else None)
     except ValueError as error:
@@ -177,7 +177,8 @@ def _header(raw: bytes) -> Header:
         raise ValueError("no task name in it")
     options = {name: said[name] for name in HEADER_OPTIONS if name in said}
     for name, value in options.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < LATEST_MS:
+        limit = TEN_YEARS_S if name.endswith("_s") else LATEST_MS
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= limit:
             raise ValueError(f"{name} is {value!r:.40}")
     return Header(said["task"], **options)
 

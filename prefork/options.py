@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from prefork.errors import InvalidOption
+from prefork.message import LATEST_MS
 from prefork.retry import RetryDelay
 
 QUEUE_NAME = re.compile(r"[^\s{}:,]{1,100}")
@@ -83,7 +84,7 @@ def moment(name: str, value: Any, *, least: float) -> tuple[float | None, int | 
     if isinstance(value, datetime):
         if value.utcoffset() is None:
             raise InvalidOption(f"{name}={value!r}: the datetime is naive; give it a timezone, or pass a timedelta")
-        return None, max(0, round(value.timestamp() * 1000))
+        return None, min(LATEST_MS, max(0, round(value.timestamp() * 1000)))
     return seconds(name, value, least=least), None
 
 

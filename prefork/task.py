@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import difflib
 import functools
 import inspect
 from collections.abc import Callable, Coroutine
@@ -20,7 +21,24 @@ from prefork.result import TaskResult
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Q = ParamSpec("Q")
+T = TypeVar("T")
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def known_options(using: Callable[Q, T]) -> Callable[Q, T]:
+    """Let `using` refuse an option that it does not have as it refuses a bad value of one, with the remedy."""
+    known = [name for name in inspect.signature(using).parameters if name != "self"]
+
+    @functools.wraps(using)
+    def checked(*args: Q.args, **options: Q.kwargs) -> T:
+        for option in options.keys() - known:
+            near = difflib.get_close_matches(option, known, n=1)
+            hint = f"did you mean {near[0]}=?" if near else f"there are {', '.join(known)}"
+            raise InvalidOption(f"{option}= is no option of using; {hint}")
+        return using(*args, **options)
+
+    return checked
 
 
 class Task(Generic[P, R]):
@@ -79,6 +97,7 @@ class Task(Generic[P, R]):
         self._check(args, kwargs)
         return await self.app.client.in_thread(self.enqueue, *args, **kwargs)
 
+    @known_options
     def using(
         self,
         *,

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from prefork import message
 from prefork.errors import BadMessage, NotJSON, PayloadTooLarge
-from prefork.message import Header, Message, State, decode, derived_id, encode_body, encode_result, new_id
+from prefork.message import LATEST_MS, Header, Message, State, decode, derived_id, encode_body, encode_result, new_id
 from prefork.worker.handoff import Order
 
 # -- ids --------------------------------------------------------------------------------------------------------------
@@ -58,8 +58,8 @@ def test_follow_ups_of_different_parents_have_different_ids() -> None:
 
 # -- header and envelope ----------------------------------------------------------------------------------------------
 
-SECONDS = st.floats(0.001, 3.2e8)
-MILLISECONDS = st.integers(0, 2**48 - 1)
+SECONDS = st.floats(0.001, 3650 * 86_400)
+MILLISECONDS = st.integers(0, LATEST_MS)
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=80)
 
 

@@ -7,7 +7,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import count
@@ -27,6 +27,7 @@ TRY = 0.45  # of the limit
 # When the caller's own time is over, where it began before this thread did.
 GIVE_UP_S: ContextVar[float] = ContextVar("GIVE_UP_S", default=float("inf"))
 T = TypeVar("T")
+NOBODY = "rehearsal"
 REFUSED = (redis.AuthenticationError, redis.exceptions.AuthorizationError)
 
 
@@ -210,6 +211,15 @@ class Client:
         """The names of all queues that were ever used, sorted."""
         names = self._bounded(lambda: self.connection().smembers(queues_key(self.prefix)), uncertain=False)
         return sorted(name.decode() for name in names)
+
+    def rehearse(self, queues: Iterable[str]) -> None:
+        """Ask for what a worker asks for, as one that is none. Raises BrokerError for what the broker refuses it."""
+        client = self.connection()
+        self._bounded(lambda: client.script_load(verbs.script("restore").text), uncertain=False)
+        keys = [self.keys(queue) for queue in queues]
+        for k in keys:
+            self.call(verbs.restore(k, NOBODY, "gone"))  # changes nothing, and yet a replica refuses it
+        self._bounded(lambda: client.bzpopmin([k.requests(NOBODY) for k in keys], 0.01), uncertain=False)
 
     def info(self) -> dict[str, Any]:
         """What the server says of itself (INFO)."""

@@ -129,7 +129,7 @@ def of_message(id: str, queue: str, raw: bytes, state: State) -> dict[str, Any]:
     try:
         message = decode(id.encode(), queue, raw)
         args, kwargs = orjson.loads(message.body)
-    except (BadMessage, ValueError) as error:
+    except (BadMessage, ValueError, TypeError) as error:
         return {"unreadable": str(error), "raw": raw[:2000].decode("utf-8", "replace"), **happened}
     options = {name: value for name, value in asdict(message.header).items() if value is not None and name != "task"}
     told = {"task": message.header.task, "args": args, "kwargs": kwargs, "priority": message.priority}

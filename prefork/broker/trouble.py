@@ -56,7 +56,7 @@ REMEDIES = (
     ("InvalidResponse", "does not speak Redis's protocol; check host and port in the broker URL"),
     ("Error setting client name", "does not speak Redis's protocol; check host and port in the broker URL"),
     ("nknown command", "does not know a command that prefork needs ({said}); is it a Redis, with none renamed?"),
-    ("closed", "closed the connection"),
+    ("closed", "closed the connection; is it a Redis, and what does its log say?"),
     ("Connection reset", "broke the connection off; is it a Redis, and what does its log say?"),
     ("Broken pipe", "broke the connection off; is it a Redis, and what does its log say?"),
 )

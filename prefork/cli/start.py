@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 from prefork.app import Prefork
-from prefork.broker import doctor
+from prefork.broker import doctor, verbs
 from prefork.cli import privileges
 from prefork.cli.load import left_behind, load_app
 from prefork.config import Settings
+from prefork.errors import BrokerError
 from prefork.worker import logs, reload
 from prefork.worker.master import Master
 from prefork.worker.pidfile import Pidfile
@@ -29,13 +32,14 @@ def check(settings: Settings) -> int:
     if settings.user:
         privileges.become(settings.user)
     app = load_app(settings)
-    app.client.connection()
-    info = app.client.info()
+    info = _ask_broker(app, settings)
     names = ", ".join(settings.queues.names)
-    server = f"valkey {info['valkey_version']}" if "valkey_version" in info else f"redis {info.get('redis_version')}"
+    server = verbs.version_of(info)[0] if info else "a server that does not tell its version"
     elsewhere = {t.options.queue_name for t in app.tasks.values()} - set(settings.queues.names)
     note = f"; nobody here listens to {', '.join(sorted(elsewhere))}" if elsewhere else ""
     print(f"ok: {settings.app} has {len(app.tasks)} tasks, {app.client.shown} is {server}, queues {names}{note}")
+    for warning in _warnings(app, info):
+        print(f"prefork-worker: warning: {warning}", file=sys.stderr)
     return 0
 
 
@@ -52,8 +56,11 @@ def run(settings: Settings, conf: Path, *, burst: bool) -> int:
     try:
         handler = logs.set_up(settings.log_level, settings.log_format)
         app = load_app(settings)
-        app.client.connection()
-        _warn(app, settings)
+        if left := left_behind():
+            log.warning("the import of %s leaves %s behind, which its children can't use; open them in "
+                        "@app.on_child_start", settings.app, ", ".join(left[:5]))  # fmt: skip
+        for warning in _warnings(app, _ask_broker(app, settings)):
+            log.warning("%s", warning)
         app.client.close()
         status = path_of(conf, settings.pidfile, os.getpid())
         again = Master(app, settings, handler, status=status, pidfile=pidfile, folder=folder, burst=burst).run()
@@ -65,10 +72,15 @@ def run(settings: Settings, conf: Path, *, burst: bool) -> int:
     return 0
 
 
-def _warn(app: Prefork, settings: Settings) -> None:
+def _ask_broker(app: Prefork, settings: Settings) -> dict[str, Any]:
+    """What the broker says of itself, once it is known to do what a worker asks of it. Raises BrokerError."""
+    app.client.rehearse(settings.queues.names)
+    try:
+        return app.client.info()
+    except BrokerError:  # a user who may work need not be one who may ask
+        return {}
+
+
+def _warnings(app: Prefork, info: dict[str, Any]) -> list[str]:
     """Of what will hurt later."""
-    if left := left_behind():
-        log.warning("the import of %s leaves %s behind, which its children can't use; open them in @app.on_child_start",
-                    settings.app, ", ".join(left[:5]))  # fmt: skip
-    for finding in doctor.memory(app.client.info()):
-        log.warning("%s; remedy: %s", finding.what, finding.remedy)
+    return [f"the broker {app.client.shown}: {it.what}; remedy: {it.remedy}" for it in doctor.memory(info)]

@@ -20,7 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. -> its exit code: 0 only after a stop that was asked for"""
     options = _parser().parse_args(argv)
     try:
-        settings = config.load(options.config, {key: raw for key in OVERRIDES if (raw := getattr(options, key))})
+        flags = {key: raw for key in OVERRIDES if (raw := getattr(options, key)) is not None}
+        settings = config.load(options.config, flags)
         if options.ping or options.ready:
             return _ask(options.config, settings, ready=options.ready)
         # A health check that runs every few seconds has no use for the rest, whose import takes most of its time.

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import json
 import logging
 import os
 import random
+import re
 import resource
 import signal
 import sys
@@ -41,6 +43,7 @@ log = logging.getLogger("prefork")
 PROGRESS_EVERY_S = 0.2
 EXIT_BOOT_FAILED, EXIT_LOST_MASTER = 11, 12
 PR_SET_PDEATHSIG = 1
+LONG_NUMBER = re.compile(rb"[0-9]{19}")
 NOT_THE_TASKS = (__file__, os.path.dirname(asyncio.__file__))
 LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -127,7 +130,9 @@ class Child:
             args, kwargs = orjson.loads(given.body)
             if not (isinstance(args, list) and isinstance(kwargs, dict)):
                 raise ValueError("the body is not [args, kwargs]")
-        except (ValueError, TypeError) as error:
+            if LONG_NUMBER.search(given.body):  # orjson makes a float of what has more than 64 bits, silently
+                json.loads(given.body, parse_int=_int64)
+        except (ValueError, TypeError, RecursionError) as error:
             bad = BadMessage(f"message {given.id} for {task.name} has a damaged body: {error}")
             return handoff.FAILED, _encode({"error": _error(bad), "dead": True})
         context = None
@@ -229,6 +234,12 @@ def _end_with(master: int) -> None:
     while os.getppid() == master:
         sleep(0.25)
     os.killpg(0, signal.SIGKILL)
+
+
+def _int64(text: str) -> int:
+    if len(text) > 20 or not -(1 << 63) <= int(text) < 1 << 64:
+        raise ValueError(f"the integer {text if len(text) <= 30 else text[:30] + '…'} has more than 64 bits")
+    return int(text)
 
 
 def _follow_ups(parent: str, context: Context) -> bytes:

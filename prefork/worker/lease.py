@@ -27,6 +27,7 @@ from prefork.broker.channel import Channel, Lost
 from prefork.worker.claims import Claims, Queue
 from prefork.worker.clock import ServerClock
 from prefork.worker.loop import Loop, Timer
+from prefork.worker.outage import Outage
 
 log = logging.getLogger("prefork")
 PID = re.compile("[1-9][0-9]{0,8}")
@@ -88,6 +89,8 @@ class Lease:
         self._patient_until_s = 0.0
         self._timer: Timer | None = None
         self._taking_over: set[tuple[str, str]] = set()
+        self._outages: dict[str, Outage] = {}
+        self._beginning: Callable[[], None] | None = None  # until all leases are taken
         self.worker = ""
         self.new_identity()
 
@@ -101,8 +104,14 @@ class Lease:
         self._patient_until_s = time.monotonic() + self._lease_ms / 1000
 
     def begin(self, held: Callable[[], None]) -> None:
-        """Take a lease on each queue, then call `held`."""
-        self._beat_all(True, held)
+        """Take a lease on each queue, then call `held`. What the broker refuses is asked for again."""
+
+        def taken() -> None:
+            self._beginning = None
+            held()
+
+        self._beginning = held
+        self._beat_all(True, taken)
 
     def renew(self, held: Callable[[], None] = lambda: None) -> None:
         """Renew all leases now, then call `held`; `fenced` is called in its place if one is gone."""
@@ -126,7 +135,10 @@ class Lease:
 
     def _tick(self) -> None:
         if self._channel.ready:
-            self.renew()
+            if self._beginning:
+                self.begin(self._beginning)
+            else:
+                self.renew()
             self._channel.flush()
         else:
             self._timer = self._loop.call_later(self._lease_ms / 3000, self._tick)
@@ -135,8 +147,12 @@ class Lease:
         if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("FENCED"):
             self._fenced(str(reply))
             return False
+        outage = self._outages.setdefault(queue.keys.queue, Outage("the broker grants the lease again"))
         if isinstance(reply, Exception):
-            return False  # a connection that broke comes back with a renewal
+            if not isinstance(reply, Lost):  # a connection that broke comes back with a renewal
+                outage.begins(f"the broker refuses the lease on queue {queue.keys.queue}: {reply}; asking again")
+            return False
+        outage.ends()
         now_ms, next_due_ms, waiting, *leases = reply
         self._clock.told(now_ms)
         self._claims.due(queue, next_due_ms)

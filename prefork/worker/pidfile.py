@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from pathlib import Path
 
 from prefork.errors import PidfileTaken, PidfileUnusable
@@ -26,11 +27,18 @@ class Pidfile:
         """Take it, or take it over from a worker that has died. Raises PidfileTaken, PidfileUnusable."""
         while not self._lock():
             continue
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):  # it would be removed in the end, as root even /dev/null
+            self._close()
+            raise PidfileUnusable(f"{self._path} is no plain file; correct `pidfile`")
         if not _is_pid(content := os.pread(self._fd, LONGEST, 0)):
             self._close()
             raise PidfileUnusable(f"{self._path} holds {content[:20]!r}, not a pid; remove it, or correct `pidfile`")
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)
+        try:
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)
+        except OSError as error:
+            self._close()
+            raise PidfileUnusable(f"{self._path} cannot be written ({error.strerror}); look at its disk") from None
 
     def _lock(self) -> bool:
         """-> False if the file was removed between its opening and the lock"""
