@@ -48,7 +48,7 @@ class Settlement(Outboxes):
         if answer.kind == handoff.FAILED:
             verdict = _verdict(answer.payload)
             if order.cancelled:
-                self.cancelled(order, f"cancelled after {answer.ran_s:.1f} s", error=verdict["error"])
+                self.cancelled(order, f"cancelled after {answer.ran_s:.1f} s", answer.ran_s, error=verdict["error"])
             else:
                 self._failed(order, verdict, answer.ran_s)
             return
@@ -80,7 +80,7 @@ class Settlement(Outboxes):
 
     def _failed(self, order: Order, verdict: dict[str, Any], ran_s: float) -> None:
         message, error = order.message, verdict["error"]
-        state = self._begun(message)
+        state = self._begun(message, ran_s)
         counted = verdict.get("counted", True)
         asked = f"{error['class']}: {error['message'].splitlines()[0] if error['message'] else ''}"
         state.add_error(error | {"attempt": state.attempts, "ran_s": round(ran_s, 6)})
@@ -108,10 +108,12 @@ class Settlement(Outboxes):
         delay_s = default_retry_delay(retried) if policy is None or callable(policy) else float(policy)
         self._failed(order, {"error": error, "delay_s": delay_s}, ran_s)
 
-    def cancelled(self, order: Order, said: str, stack: str = "", error: dict[str, Any] | None = None) -> None:
+    def cancelled(
+        self, order: Order, said: str, ran_s: float = 0.0, stack: str = "", error: dict[str, Any] | None = None
+    ) -> None:
         """An operator has cancelled it: over, with that as its status and reason; `error`: what its attempt raised."""
         message = order.message
-        state = self._begun(message) if order.cancelled else message.state or State()
+        state = self._begun(message, ran_s) if order.cancelled else message.state or State()
         if error and not error["class"].endswith(("Cancelled", "CancelledError")):
             state.add_error(error)
         record = self._failure(message, state, _error("Cancelled", said, stack))
@@ -122,7 +124,7 @@ class Settlement(Outboxes):
     def crashed(self, order: Order, how: str, ran_s: float, peak_kib: int, stack: str = "") -> str:
         """The child died while it ran this: back to its queue, a dead letter after `max_crashes`. -> which, in words"""
         message = order.message
-        state = self._begun(message)
+        state = self._begun(message, ran_s)
         state.crashes += 1
         said = f"its child {how} after {ran_s:.1f} s, peak memory {peak_kib >> 10} MB"
         state.add_error(_error("ChildDied", said, stack) | {"attempt": state.attempts, "ran_s": round(ran_s, 6)})
@@ -180,10 +182,10 @@ class Settlement(Outboxes):
         state = ("state", message.id, message.state.encode())
         self.outboxes[message.queue].records.append((message.id, state))
 
-    def _begun(self, message: Message) -> State:
+    def _begun(self, message: Message, ran_s: float) -> State:
         state = message.state or State()
         state.attempts += 1
-        state.started_ms = state.started_ms or self._now_ms()
+        state.started_ms = state.started_ms or self._now_ms() - round(ran_s * 1000)
         state.progress = None
         if not state.workers or state.workers[-1] != self.worker:
             state.workers = [*state.workers[-9:], self.worker]
@@ -213,7 +215,7 @@ class Settlement(Outboxes):
             "started_ms": now_ms - round(ran_s * 1000), "finished_ms": now_ms, "ran_s": round(ran_s, 6),
         }  # fmt: skip
         if message.state:
-            state = self._begun(message)
+            state = self._begun(message, ran_s)
             record |= {"attempts": state.attempts, "started_ms": state.started_ms, "errors": state.errors}
         return orjson.dumps(record)[:-1] + b',"value":' + result + b"}"
 

@@ -212,7 +212,7 @@ class Work:
             self.dispatcher.add([order], time.monotonic())  # it began in the moment between the look and the kill
             return f"back to queue {order.message.queue}"
         if order.cancelled:
-            self._settlement.cancelled(order, f"cancelled: killed after {ran_s:.1f} s", death.stack)
+            self._settlement.cancelled(order, f"cancelled: killed after {ran_s:.1f} s", ran_s, death.stack)
             return "cancelled"
         if why.startswith("timeout"):
             self._settlement.timed_out(order, ran_s, death.stack)

@@ -159,7 +159,7 @@ def test_a_failure_is_retried_by_the_servers_clock(desk: Desk) -> None:
     assert (verb, id, delay_ms, failed) == ("retry", order.message.id, 15_500, 1)
     it = State.decode(state)
     assert (it.attempts, it.retried, it.crashes, it.workers) == (1, 1, 0, ["w1"])
-    assert (it.started_ms, it.due_ms) == (NOW_MS, NOW_MS + 15_500)
+    assert (it.started_ms, it.due_ms) == (NOW_MS - 250, NOW_MS + 15_500)
     assert it.errors == [error() | {"attempt": 1, "ran_s": 0.25}]
 
 
