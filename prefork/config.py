@@ -38,6 +38,7 @@ class Settings:
     timeout_s: float | None
     max_tasks_per_child: int | None
     max_memory_per_child_bytes: int | None
+    max_memory_bytes: int | None
     lease_s: float
     log_level: str
     log_format: str
@@ -46,6 +47,7 @@ class Settings:
     pidfile: Path | None  # absolute
     user: str | None  # name or name:group, both known here
     max_crashes: int
+    max_takeovers: int
     dead_max: int
     dead_ttl_s: float
 
@@ -88,6 +90,13 @@ _TABLE = (
     Key("timeout", _time("1ms", "365d", none=True), "none", "Seconds until a task is killed, or none.", "s"),
     Key("max_tasks_per_child", _number("1", _MANY, none=True), "none", "Tasks until a child is replaced, or none."),
     Key("max_memory_per_child", values.size, "none", "Size, as 200MB, at which a child is replaced, or none.", "bytes"),
+    Key(
+        "max_memory",
+        values.size,
+        "none",
+        "Size of all together at which the largest one is killed, or none.",
+        "bytes",
+    ),
     Key("lease", _time("1s", "1h"), "10", "Seconds of silence until others take over this worker's tasks.", "s"),
     Key("log_level", values.one_of(*_LEVELS), "info", "debug, info, warning, error or critical."),
     Key("log_format", values.one_of("text", "json"), "text", "text for people, json for machines; one line each."),
@@ -96,6 +105,7 @@ _TABLE = (
     Key("pidfile", values.pidfile, None, "File for the pid, locked; the status socket is beside it. Default: none."),
     Key("user", values.user, None, "User, or user:group, to become before the app is imported. Default: nobody else."),
     Key("max_crashes", _number("1", _MANY), "3", "Deaths of its child that make a message a dead letter."),
+    Key("max_takeovers", _number("1", _MANY), "10", "Deaths of its worker that make a message a dead letter."),
     Key("dead_max", _number("0", _MANY), "10000", "Dead letters kept for each queue; the oldest go first."),
     Key("dead_ttl", _time("1s", "3650d"), "180d", "Seconds that dead letters are kept.", "s"),
 )

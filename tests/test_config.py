@@ -16,8 +16,8 @@ from prefork.values import Queues, duration, queue_name
 APP = "app = shop.tasks:app\n"
 ALL_KEYS = (
     "the keys are app, broker, queues, concurrency, shutdown_timeout, timeout, max_tasks_per_child, "
-    "max_memory_per_child, lease, log_level, log_format, prefix, directory, pidfile, user, max_crashes, "
-    "dead_max, dead_ttl"
+    "max_memory_per_child, max_memory, lease, log_level, log_format, prefix, directory, pidfile, user, max_crashes, "
+    "max_takeovers, dead_max, dead_ttl"
 )
 
 
@@ -56,9 +56,11 @@ def test_only_the_app_must_be_given(conf):
         prefix=None,
         directory=conf.parent,
         max_crashes=3,
+        max_takeovers=10,
         dead_max=10_000,
         dead_ttl_s=180 * 86_400.0,
         max_memory_per_child_bytes=None,
+        max_memory_bytes=None,
         pidfile=None,
         user=None,
     )
@@ -66,6 +68,8 @@ def test_only_the_app_must_be_given(conf):
 
 GOOD = [
     ("max_memory_per_child", "none", None),
+    ("max_memory", "2GiB", 2 << 30),
+    ("max_takeovers", "1", 1),
     ("max_memory_per_child", "200MB", 200_000_000),
     ("max_memory_per_child", "1.5 gib", 3 << 29),
     ("max_memory_per_child", "1048576", 1 << 20),

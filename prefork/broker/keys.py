@@ -17,6 +17,7 @@ class Keys:
         self.dead = base + "dead"  # zset: id -> died ms
         self.leases = base + "leases"  # zset: worker -> when its lease ends, ms
         self.stats = base + "stats"  # hash: counters
+        self.takeovers = base + "takeovers"  # hash: id -> how often a worker that held it has died
         self.wake = base + "wake"  # zset of one member: what idle masters block on
         self.paused = base + "paused"  # set while nothing may be claimed
         self.active_prefix = base + "active:"  # zset per worker: id -> claimed ms

@@ -15,6 +15,7 @@ from prefork.broker.keys import Keys
 
 Argument = str | bytes | int
 OLDEST_SERVER = (6, 2)
+MAX_TAKEOVERS = 10
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,12 @@ def settle(
     return Call("settle", keys, (*head, *plain, *records))
 
 
-def restore(k: Keys, worker: str, mode: str, kept: Iterable[str | bytes] = ()) -> Call:
-    """Put back what a worker holds. `mode`: gone, expired or keep. -> how many, or -1 if its lease has not ended"""
-    return Call("restore", (k.leases, k.active(worker), k.messages, k.pending, k.ranked, k.wake), (worker, mode, *kept))
+def restore(
+    k: Keys, worker: str, mode: str, kept: Iterable[str | bytes] = (), max_takeovers: int = MAX_TAKEOVERS
+) -> Call:
+    """Put back what a worker holds. `mode`: left, gone, expired or keep. -> see restore.lua"""
+    keys = (k.leases, k.active(worker), k.messages, k.pending, k.ranked, k.wake, k.takeovers, k.state, k.dead)
+    return Call("restore", keys, (worker, mode, max_takeovers, k.done_prefix, *kept))
 
 
 def beat(k: Keys, worker: str, lease_ms: int, *, first: bool) -> Call:
@@ -111,7 +115,7 @@ def ask(k: Keys, worker: str, request: str) -> Call:
 
 def revive(k: Keys, states: Iterable[tuple[str, bytes]]) -> Call:
     """Let dead letters run again, with these states. -> how many"""
-    keys = (k.messages, k.state, k.pending, k.ranked, k.dead, k.wake)
+    keys = (k.messages, k.state, k.pending, k.ranked, k.dead, k.wake, k.takeovers)
     return Call("revive", keys, (k.result_prefix, *(word for id, state in states for word in (id, state))))
 
 

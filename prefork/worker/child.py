@@ -8,10 +8,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import logging
 import os
+import pathlib
 import random
 import re
 import resource
@@ -215,6 +217,8 @@ def cut_loose(master: int) -> None:
         threading.Thread(target=_end_with, args=(master,), daemon=True).start()
     if os.getppid() != master:
         os._exit(EXIT_LOST_MASTER)
+    with contextlib.suppress(OSError):  # short of memory, the kernel is to take a child rather than the master
+        pathlib.Path("/proc/self/oom_score_adj").write_text("500")
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1,
                    signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU):  # fmt: skip

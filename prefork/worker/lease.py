@@ -81,10 +81,10 @@ class Lease:
 
     def __init__(
         self, loop: Loop, channel: Channel, claims: Claims, clock: ServerClock, lease_s: float,
-        fenced: Callable[[str], None],
+        max_takeovers: int, fenced: Callable[[str], None],
     ) -> None:  # fmt: skip
         self._loop, self._channel, self._claims, self._clock = loop, channel, claims, clock
-        self._lease_ms, self._fenced = round(lease_s * 1000), fenced
+        self._lease_ms, self._max_takeovers, self._fenced = round(lease_s * 1000), max_takeovers, fenced
         self._serial = 0
         self._patient_until_s = 0.0
         self._timer: Timer | None = None
@@ -175,14 +175,19 @@ class Lease:
 
         def done(moved: Any) -> None:
             self._taking_over.discard(key)
+            moved, buried = moved if isinstance(moved, list) else (moved, 0)
             if isinstance(moved, int) and moved >= 0:
                 why = "its process is gone" if mode == "gone" else "its lease has ended"
-                log.warning("took over from worker %s (%s): %d messages back to queue %s", worker, why, moved, key[0])
+                log.warning("took over from worker %s (%s): %d messages back to queue %s", worker, why, moved - buried,
+                            key[0])  # fmt: skip
+                if buried:
+                    log.error("%d messages of queue %s were held by more than %d workers that died; dead letters now",
+                              buried, key[0], self._max_takeovers)  # fmt: skip
                 self._claims.wake(queue)
             elif isinstance(moved, Exception) and not isinstance(moved, Lost):
                 log.error("cannot take over from worker %s: %s", worker, moved)
 
-        self._channel.send(verbs.restore(queue.keys, worker, mode), done)
+        self._channel.send(verbs.restore(queue.keys, worker, mode, (), self._max_takeovers), done)
 
     def stop(self) -> None:
         """Renew no more."""

@@ -95,7 +95,9 @@ class Master:
             loop, self.channel, self.blocker, self.clock, queues, strict=weights is None, claimed=self._claimed,
             fenced=self._fenced, requested=self._requested,
         )  # fmt: skip
-        self.lease = Lease(loop, self.channel, self.claims, self.clock, settings.lease_s, self._fenced)
+        self.lease = Lease(
+            loop, self.channel, self.claims, self.clock, settings.lease_s, settings.max_takeovers, self._fenced
+        )
         self.shutdown = self.work.shutdown = Shutdown(
             loop, self.pool, self.work.dispatcher, self.settlement, self.claims, self.lease, self.channel,
             self.blocker, settings.shutdown_timeout_s,
@@ -265,7 +267,7 @@ class Master:
             return  # the same said once more, of what this worker was before
         self.claims.open = False
         for queue in self.claims.queues:  # where nobody has taken over yet, this worker does it itself
-            self.channel.send(verbs.restore(queue.keys, self.lease.worker, "gone"), lambda reply: None)
+            self.channel.send(verbs.restore(queue.keys, self.lease.worker, "left"), lambda reply: None)
         self.lease.new_identity()
         dropped = self.settlement.forget_all()
         ready = self.work.dispatcher.ready

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -15,6 +16,7 @@ from typing import Protocol
 
 from prefork.worker import process
 from prefork.worker.dispatch import Slot
+from prefork.worker.evidence import OutOfMemory
 from prefork.worker.handoff import BOOT_FAILED, READY, Answer, ChildEnd, MasterEnd, Order
 from prefork.worker.loop import Loop
 from prefork.worker.process import Death, Process, State
@@ -57,6 +59,7 @@ class Pool:
         self.strangers: dict[int, Callable[[int], None]] = {}  # other processes of ours: pid -> who wants its status
         self.other_descriptors: Callable[[], Iterable[int]] = tuple
         self._deaths = 0
+        self._oom = OutOfMemory()
         self._backing_off = False
         self.growing = True
 
@@ -258,7 +261,7 @@ class Pool:
             except ChildProcessError:
                 continue
             if child:
-                self._bury(child, status, usage.ru_maxrss if sys.platform == "linux" else usage.ru_maxrss >> 10)
+                self._bury(child, status, usage)
             elif tell := self.strangers.pop(pid, None):
                 tell(status)
 
@@ -273,9 +276,9 @@ class Pool:
             if pid:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(pid, signal.SIGKILL)
-                self._bury(child, status, usage.ru_maxrss >> 10)
+                self._bury(child, status, usage)
 
-    def _bury(self, child: Process, status: int, peak_kib: int) -> None:
+    def _bury(self, child: Process, status: int, usage: resource.struct_rusage) -> None:
         while self.read(child):
             pass
         waiting = child.end.take_back()
@@ -292,8 +295,10 @@ class Pool:
         if not wanted and not running and (not child.killed_for or child.state is State.BOOTING):
             self._deaths += 1
         asked = os.WIFSIGNALED(status) and os.WTERMSIG(status) in ASKING
-        how = process.how(status, child.killed_for)
-        self.owner.on_death(Death(child, how, wanted, asked, running, waiting, peak_kib, stack))
+        how = process.how(status, child.killed_for, out_of_memory=self._oom.has_struck())
+        peak_kib = usage.ru_maxrss if sys.platform == "linux" else usage.ru_maxrss >> 10
+        cpu_s = usage.ru_utime + usage.ru_stime
+        self.owner.on_death(Death(child, how, wanted, asked, running, waiting, peak_kib, cpu_s, stack))
         self.fill()
 
     def close(self) -> None:

@@ -55,11 +55,12 @@ class Death:
     running: list[Order]
     waiting: list[Order]
     peak_kib: int
+    cpu_s: float  # of its whole life
     stack: str  # what it was doing, as far as is known
 
 
-def how(status: int, killed_for: str) -> str:
-    """An exit status in words."""
+def how(status: int, killed_for: str, *, out_of_memory: bool = False) -> str:
+    """An exit status in words. `out_of_memory`: the kernel has killed something for that reason just now."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         try:
@@ -68,6 +69,8 @@ def how(status: int, killed_for: str) -> str:
             name = f"signal {number}"
         if killed_for:
             return f"killed by {name}: {killed_for}"
+        if out_of_memory and number == signal.SIGKILL:
+            return "killed by the kernel, which was out of memory"
         hints: dict[int, str] = {signal.SIGKILL: " (out of memory?)", signal.SIGSEGV: " (a fault in C code)"}
         hint = hints.get(number, "")
         return f"killed by {name}{hint}"

@@ -10,11 +10,10 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-import psutil
-
 from prefork.app import Prefork
 from prefork.config import Settings
 from prefork.worker.claims import Claims
+from prefork.worker.governor import resident_bytes
 from prefork.worker.lease import Lease
 from prefork.worker.pool import Pool
 from prefork.worker.process import Process, State
@@ -50,7 +49,7 @@ class Report:
             "broker": "connected" if self._claims.channel.ready else "away",
             "ready": booted and self._claims.open and self._claims.channel.ready,
             "concurrency": self._pool.size,
-            "rss_bytes": _rss_bytes(os.getpid()),
+            "rss_bytes": resident_bytes(os.getpid()),
             "children": [_of_child(child) for child in self._pool.children],
         }
 
@@ -63,7 +62,7 @@ class Report:
         for child in list(self._pool.children):
             if child.head is None:
                 log.info("child %d (pid %d): %s, %d MB", child.number, child.pid, child.state.name.lower(),
-                         _rss_bytes(child.pid) >> 20)  # fmt: skip
+                         resident_bytes(child.pid) >> 20)  # fmt: skip
             else:
                 self._say_stack(child)
 
@@ -83,7 +82,7 @@ def _of_child(child: Process) -> dict[str, Any]:
         "number": child.number,
         "pid": child.pid,
         "state": child.state.name.lower(),
-        "rss_bytes": _rss_bytes(child.pid),
+        "rss_bytes": resident_bytes(child.pid),
         "task": None,
         "id": None,
         "queue": None,
@@ -102,10 +101,3 @@ def _of_child(child: Process) -> dict[str, Any]:
             "waiting": len(child.end.unanswered) - 1,
         }
     return told
-
-
-def _rss_bytes(pid: int) -> int:
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return 0

@@ -22,6 +22,8 @@ from prefork.worker.handoff import Answer, Order
 from prefork.worker.outbox import Outboxes
 
 log = logging.getLogger("prefork")
+Evidence = Mapping[str, Any]  # see evidence.py
+NONE: Evidence = {}
 
 
 class Settlement(Outboxes):
@@ -98,9 +100,9 @@ class Settlement(Outboxes):
                 state.attempts, asked, state.retried, order.max_retries, delay_s, trace)  # fmt: skip
         return None
 
-    def timed_out(self, order: Order, ran_s: float, stack: str = "") -> None:
+    def timed_out(self, order: Order, ran_s: float, evidence: Evidence = NONE) -> None:
         """An attempt was killed at its deadline: a failure of the task, retried as any other."""
-        error = _error("TaskTimeout", f"killed after {ran_s:.1f} s, its timeout is {order.timeout_s:g} s", stack)
+        error = _error("TaskTimeout", f"killed after {ran_s:.1f} s, its timeout is {order.timeout_s:g} s", evidence)
         task = self._tasks[order.message.header.task]
         retried = order.message.state.retried if order.message.state else 0
         policy = task.options.retry_delay
@@ -109,25 +111,30 @@ class Settlement(Outboxes):
         self._failed(order, {"error": error, "delay_s": delay_s}, ran_s)
 
     def cancelled(
-        self, order: Order, said: str, ran_s: float = 0.0, stack: str = "", error: dict[str, Any] | None = None
+        self,
+        order: Order,
+        said: str,
+        ran_s: float = 0.0,
+        evidence: Evidence = NONE,
+        error: dict[str, Any] | None = None,
     ) -> None:
         """An operator has cancelled it: over, with that as its status and reason; `error`: what its attempt raised."""
         message = order.message
         state = self._begun(message, ran_s) if order.cancelled else message.state or State()
         if error and not error["class"].endswith(("Cancelled", "CancelledError")):
-            state.add_error(error)
-        record = self._failure(message, state, _error("Cancelled", said, stack))
+            state.add_error(dict(error))
+        record = self._failure(message, state, _error("Cancelled", said, evidence))
         drop = ("drop", message.id, self._ttl_ms(message), record, "cancelled")
         self.outboxes[message.queue].records.append((message.id, drop))
         log.warning("%s %s %s", message.header.task, message.id, said)
 
-    def crashed(self, order: Order, how: str, ran_s: float, peak_kib: int, stack: str = "") -> str:
+    def crashed(self, order: Order, how: str, ran_s: float, peak_kib: int, evidence: Evidence = NONE) -> str:
         """The child died while it ran this: back to its queue, a dead letter after `max_crashes`. -> which, in words"""
         message = order.message
         state = self._begun(message, ran_s)
         state.crashes += 1
         said = f"its child {how} after {ran_s:.1f} s, peak memory {peak_kib >> 10} MB"
-        state.add_error(_error("ChildDied", said, stack) | {"attempt": state.attempts, "ran_s": round(ran_s, 6)})
+        state.add_error(_error("ChildDied", said, evidence) | {"attempt": state.attempts, "ran_s": round(ran_s, 6)})
         if state.crashes >= self._max_crashes:
             self._dead(message, state, f"took its child down {state.crashes} times, last: {said}", "")
             return "a dead letter now"
@@ -241,7 +248,5 @@ def _verdict(payload: bytes) -> dict[str, Any]:
     return verdict
 
 
-def _error(kind: str, text: str, stack: str = "") -> dict[str, Any]:
-    """`stack`: the Python stack of the process when it was killed, if there is one."""
-    error = {"class": f"prefork.{kind}", "message": text, "traceback": ""}
-    return error | {"stack": stack} if stack else error
+def _error(kind: str, text: str, evidence: Evidence = NONE) -> dict[str, Any]:
+    return {"class": f"prefork.{kind}", "message": text, "traceback": "", **evidence}

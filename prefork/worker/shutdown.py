@@ -140,7 +140,7 @@ class Shutdown:
                 self._loop.stop()
 
         for keys in tuple(due):
-            self._channel.send(verbs.restore(keys, self._lease.worker, "gone"), gone)
+            self._channel.send(verbs.restore(keys, self._lease.worker, "left"), gone)
         self._channel.flush()
 
     def _give_up(self) -> None:

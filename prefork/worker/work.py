@@ -21,12 +21,13 @@ from prefork.config import Settings
 from prefork.errors import BadMessage
 from prefork.message import Message, State, decode
 from prefork.task import Task
-from prefork.worker import handoff
+from prefork.worker import evidence, handoff
 from prefork.worker.cancel import CANCELLED, Cancels
 from prefork.worker.claims import Claims
 from prefork.worker.clock import ServerClock
 from prefork.worker.deadline import Deadlines, LagWatch
 from prefork.worker.dispatch import Dispatcher, RunTimes
+from prefork.worker.governor import Governor
 from prefork.worker.handoff import Answer, Order
 from prefork.worker.loop import Loop
 from prefork.worker.pool import Pool
@@ -60,6 +61,7 @@ class Work:
         self.deadlines = Deadlines(loop, pool)
         self.cancels = Cancels(loop, pool, self.dispatcher, settlement)
         self.lag = LagWatch(loop, self._look_for_lag)
+        self.governor = Governor(loop, pool, settings.max_memory_per_child_bytes, settings.max_memory_bytes)
 
     @property
     def busy(self) -> bool:
@@ -122,6 +124,7 @@ class Work:
             by_slot = {child.slot: child for child in self._pool.children}
             for slot, orders in dispatcher.assign(now_s):
                 self._pool.hand(by_slot[slot], orders)
+                self.governor.arm()
                 for order in orders:
                     if order.timeout_s:
                         self.deadlines.watch(order.timeout_s)
@@ -206,21 +209,22 @@ class Work:
     def _placed(self, order: Order, death: Death, ran_s: float) -> str:
         """Give what the dead child was running its place. -> which, in words"""
         child, why = death.child, death.child.killed_for
+        known = evidence.of_death(child.pid, death.peak_kib, death.cpu_s, death.stack)
         if why == FENCED:
             return "another worker has it now"
         if why.startswith("timeout") and child.killed_order is not order:
             self.dispatcher.add([order], time.monotonic())  # it began in the moment between the look and the kill
             return f"back to queue {order.message.queue}"
         if order.cancelled:
-            self._settlement.cancelled(order, f"cancelled: killed after {ran_s:.1f} s", ran_s, death.stack)
+            self._settlement.cancelled(order, f"cancelled: killed after {ran_s:.1f} s", ran_s, known)
             return "cancelled"
         if why.startswith("timeout"):
-            self._settlement.timed_out(order, ran_s, death.stack)
+            self._settlement.timed_out(order, ran_s, known)
             return "failed at its deadline"
         if why.startswith(BECAUSE) or (self.shutdown.begun and death.asked_to_end):
             self.shutdown.killed.append(order)
             return f"back to queue {order.message.queue}"
-        return self._settlement.crashed(order, death.how, ran_s, death.peak_kib, death.stack)
+        return self._settlement.crashed(order, death.how, ran_s, death.peak_kib, known)
 
 
 def _has_expired(message: Message, task: Task[..., Any], now_ms: int) -> bool:

@@ -68,7 +68,7 @@ class Bench:
         return reply
 
     def restore(self, worker: str, mode: str, *kept: str) -> int:
-        moved: int = self.run(verbs.restore(self.keys, worker, mode, kept))
+        moved: int = self.run(verbs.restore(self.keys, worker, mode, kept, 1_000_000))
         return moved
 
     def cancel(self, id: str, ttl_ms: int = 0) -> str:

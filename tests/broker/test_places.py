@@ -245,7 +245,7 @@ class Queue(RuleBasedStateMachine):
                 del self.dead[old]
                 self.forget(old)
 
-    @rule(name=st.sampled_from(WORKERS), mode=st.sampled_from(["gone", "expired", "keep"]), keep=PICK)
+    @rule(name=st.sampled_from(WORKERS), mode=st.sampled_from(["left", "gone", "expired", "keep"]), keep=PICK)
     def restore(self, name: str, mode: str, keep: int) -> None:
         worker = self.workers[name]
         if mode == "expired" and worker.leased:
@@ -329,7 +329,7 @@ class Queue(RuleBasedStateMachine):
         assert stats == {name.encode(): b"%d" % n for name, n in self.stats.items() if n}
         names = {key.decode() for key in found}
         known = {keys.messages, keys.state, keys.pending, keys.ranked, keys.scheduled, keys.dead, keys.leases,
-                 keys.stats, keys.wake, keys.paused, *map(keys.active, WORKERS)}  # fmt: skip
+                 keys.stats, keys.wake, keys.paused, keys.takeovers, *map(keys.active, WORKERS)}  # fmt: skip
         assert names - known == {keys.result_prefix + id for id in self.results}
         self.awake = keys.wake in names
 

@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from prefork.broker import verbs
+from prefork.message import State
 from tests.broker.bench import DAY_MS, PAYLOAD, Bench
 from tests.conftest import until
 
@@ -961,3 +962,53 @@ def test_a_full_server_takes_outcomes_with_follow_ups(full: Bench) -> None:
 def test_a_full_server_lets_messages_be_restored(full: Bench) -> None:
     assert full.restore("w", "gone") == 2
     assert full.pending == ["a", "b", "c"]
+
+
+# -- takeovers --------------------------------------------------------------------------------------------------------
+
+
+def die(bench: Bench, n: int, mode: str = "gone", most: int = 3) -> Any:
+    """Let a worker claim all there is and die, n times. -> what the last takeover said"""
+    for _ in range(n):
+        bench.lease("w")
+        bench.claim("w", 10)
+        said = bench.run(verbs.restore(bench.keys, "w", mode, (), most))
+    return said
+
+
+def test_what_takes_every_worker_down_is_a_dead_letter_in_the_end(bench: Bench) -> None:
+    bench.put("a", "b")
+    assert die(bench, 3) == 2
+    bench.lease("v")
+    assert bench.claim("v", 10).ids == ["a", "b"]
+    bench.settle("v", plain=["b"])
+    bench.restore("v", "left")
+    assert die(bench, 1) == [1, 1]
+    assert bench.client.zrange(bench.keys.dead, 0, -1) == [b"a"]
+    assert bench.client.llen(bench.keys.pending) == 0
+    state = State.decode(bench.client.hget(bench.keys.state, "a"))
+    assert [error["class"] for error in state.errors] == ["prefork.WorkerDied"]
+    assert "more than 3 times; the last one was w" in state.errors[0]["message"]
+
+
+def test_a_takeover_keeps_what_is_known_and_who_leaves_by_itself_charges_nothing(bench: Bench) -> None:
+    bench.put("a")
+    before = State(
+        attempts=2, retried=1, started_ms=1764000000000, errors=[{"class": "x", "ran_s": 0.25}], workers=["u"]
+    )
+    bench.client.hset(bench.keys.state, "a", before.encode())
+    die(bench, 9, "left")
+    die(bench, 3)
+    assert bench.client.llen(bench.keys.pending) == 1
+    die(bench, 1)
+    after = State.decode(bench.client.hget(bench.keys.state, "a"))
+    assert after.errors.pop()["class"] == "prefork.WorkerDied"
+    assert after == before
+
+
+def test_a_dead_letter_that_is_retried_has_all_its_chances_again(bench: Bench) -> None:
+    bench.put("a")
+    die(bench, 4)
+    bench.run(verbs.revive(bench.keys, [("a", b"{}")]))
+    assert die(bench, 3) == 1
+    assert 0 < bench.client.pttl(bench.keys.takeovers) <= 7 * 86_400_000

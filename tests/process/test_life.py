@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -205,3 +206,50 @@ def test_a_child_that_has_grown_is_replaced_after_its_task(project: Project) -> 
     assert grow.enqueue(1).wait(timeout=20) == second
     assert "has used" in worker.log
     assert "ERROR" not in worker.log
+
+
+GROW = """
+@app.task
+def grow(mb, seconds):
+    kept = bytearray(mb << 20)
+    note("grown", os.getpid())
+    time.sleep(seconds)
+    return os.getpid()
+"""
+
+
+def test_a_child_that_grows_beyond_all_measure_is_killed_amid_its_task_with_evidence(project: Project) -> None:
+    project.add(GROW)
+    worker = project.worker("concurrency = 1\nmax_memory_per_child = 100MB\nmax_crashes = 2")
+    result = project.tasks.grow.enqueue(300, 60)
+    until(lambda: place(project, result) == "dead")
+    result.refresh()
+    last = result._known["errors"][-1]
+    assert "memory of" in last["message"]
+    assert "more than twice max_memory_per_child" in last["message"]
+    assert "in grow" in last["stack"]
+    assert last["peak_bytes"] > 300 << 20
+    assert last["pid"] not in (worker.pid, *worker.children())
+    assert project.lines("grown")
+    assert project.tasks.add.enqueue(1).wait(timeout=20) == 3
+    assert worker.stop() == 0
+
+
+def test_of_all_children_together_the_largest_one_goes_first(project: Project) -> None:
+    project.add(GROW)
+    worker = project.worker("concurrency = 3\nmax_memory = 500MB\nmax_crashes = 1")
+    small = [project.tasks.grow.enqueue(60, 3) for _ in range(2)]
+    until(lambda: len(project.lines("grown")) == 2)
+    large = project.tasks.grow.enqueue(400, 60)
+    until(lambda: place(project, large) == "dead")
+    large.refresh()
+    assert "more than max_memory; this child had the most" in large.errors[-1].message
+    assert {result.wait(timeout=20) for result in small} == set(map(int, project.lines("grown")[:2]))
+    assert worker.stop() == 0
+
+
+def test_short_of_memory_the_kernel_would_take_a_child_first(project: Project) -> None:
+    worker = project.worker("concurrency = 1")
+    (child,) = worker.children()
+    scores = [int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in (worker.pid, child)]
+    assert scores[1] >= 500 > scores[0]

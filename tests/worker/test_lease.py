@@ -166,7 +166,7 @@ class Held:
         self.claims = Claims([Queue(Keys("p", "mail"), 1), Queue(Keys("p", "print"), 1)])
         self.fenced: list[str] = []
         self.held: list[bool] = []
-        self.lease = Lease(self.loop, self.wire, self.claims, ServerClock(), 9.0, self.fenced.append)  # type: ignore[arg-type]
+        self.lease = Lease(self.loop, self.wire, self.claims, ServerClock(), 9.0, 10, self.fenced.append)  # type: ignore[arg-type]
 
     def begin(self) -> None:
         self.lease.begin(lambda: self.held.append(True))
@@ -241,7 +241,11 @@ def test_a_worker_of_this_host_that_is_gone_is_taken_over_at_once(it: Held, capl
     it.beat((dead_name(), NOW_MS + 8000), ("elsewhere:12:3:4:1", NOW_MS + 5))
     it.beat()
     ((call, _),) = it.wire.due
-    assert (call.verb, call.keys[0], call.arguments) == ("restore", "p:{mail}:leases", (dead_name(), "gone"))
+    assert (call.verb, call.keys[0], call.arguments) == (
+        "restore",
+        "p:{mail}:leases",
+        (dead_name(), "gone", 10, "p:{mail}:done:"),
+    )
     it.wire.reply(4)
     assert it.claims.woken == ["mail"]
     assert f"took over from worker {dead_name()} (its process is gone): 4 messages back to queue mail" in caplog.text
@@ -251,7 +255,7 @@ def test_a_worker_elsewhere_is_taken_over_when_its_lease_has_ended(it: Held, cap
     it.begin()
     it.beat(("elsewhere:12:3:4:1", NOW_MS - 1))
     ((_, _), (call, _)) = it.wire.due
-    assert call.arguments == ("elsewhere:12:3:4:1", "expired")
+    assert call.arguments == ("elsewhere:12:3:4:1", "expired", 10, "p:{mail}:done:")
     it.wire.due.reverse()
     it.wire.reply(-1)  # it has renewed its lease meanwhile
     assert it.claims.woken == []

@@ -1,9 +1,11 @@
 -- Move what a worker holds back to the front of its queue, in the order in which it was claimed.
--- KEYS  1 leases  2 active of that worker  3 messages  4 pending  5 ranked  6 wake
+-- KEYS  1 leases  2 active of that worker  3 messages  4 pending  5 ranked  6 wake  7 takeovers  8 state  9 dead
 -- ARGV  1 that worker
---       2 "gone": it has ended, take its lease away | "expired": the same, if its lease has ended
---         | "keep": it lives, and holds only the ids that follow
--- Returns  how many were moved; -1 if its lease has not ended
+--       2 "left": it leaves by itself, take its lease away | "gone": it has died | "expired": the same, if its lease has
+--         ended | "keep": it lives, and holds only the ids that follow
+--       3 max_takeovers  4 prefix of channels; then ids to keep
+-- Returns  how many were moved; {how many, how many of them are dead letters now} if some are; -1 if its lease has not
+--          ended
 if ARGV[2] == 'expired' then
   local time = redis.call('TIME')
   local ends = redis.call('ZSCORE', KEYS[1], ARGV[1])
@@ -14,18 +16,45 @@ end
 redis.call('ZREM', KEYS[1], '')
 local kept = {}
 if ARGV[2] == 'keep' then
-  for i = 3, #ARGV do kept[ARGV[i]] = true end
+  for i = 5, #ARGV do kept[ARGV[i]] = true end
 else
   redis.call('ZREM', KEYS[1], ARGV[1])
 end
+
+-- What takes the whole worker down, each time, is found by this alone: nobody lives to tell which task it was.
+local charged = ARGV[2] == 'gone' or ARGV[2] == 'expired'
+local function is_poison(id)
+  if not charged then return false end
+  redis.call('PEXPIRE', KEYS[7], 604800000)
+  return redis.call('HINCRBY', KEYS[7], id, 1) > tonumber(ARGV[3])
+end
+
+local function bury(id)
+  local known, state = pcall(cjson.decode, redis.call('HGET', KEYS[8], id) or '{}')
+  if not known or type(state) ~= 'table' then state = {} end
+  if type(state.errors) ~= 'table' then state.errors = {} end
+  table.insert(state.errors, {
+    class = 'prefork.WorkerDied', traceback = '',
+    message = 'held by a worker that died, more than ' .. ARGV[3] .. ' times; the last one was ' .. ARGV[1],
+  })
+  local time = redis.call('TIME')
+  redis.call('HSET', KEYS[8], id, cjson.encode(state))
+  redis.call('ZADD', KEYS[9], time[1] * 1000 + math.floor(time[2] / 1000), id)
+  redis.call('HDEL', KEYS[7], id)
+  redis.call('PUBLISH', ARGV[4] .. id, 'FAILED')
+end
+
 local held = redis.call('ZRANGE', KEYS[2], 0, -1)
-local moved = 0
+local moved, buried = 0, 0
 for i = #held, 1, -1 do
   local id = held[i]
   if not kept[id] then
     redis.call('ZREM', KEYS[2], id)
     local message = redis.call('HGET', KEYS[3], id)
-    if message then
+    if message and is_poison(id) then
+      bury(id)
+      moved, buried = moved + 1, buried + 1
+    elseif message then
       local priority = tonumber(string.match(message, '^%d+ %d+ (%-?%d+) ')) or 0
       if priority == 0 then
         redis.call('LPUSH', KEYS[4], id)
@@ -36,5 +65,6 @@ for i = #held, 1, -1 do
     end
   end
 end
-if moved > 0 then redis.call('ZADD', KEYS[6], 0, '0') end
+if moved > buried then redis.call('ZADD', KEYS[6], 0, '0') end
+if buried > 0 then return {moved, buried} end
 return moved

@@ -1,0 +1,47 @@
+"""What is kept of a child's death, beside exit status and stack: where, how large, and whether the kernel did it."""
+
+from __future__ import annotations
+
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+CGROUP = Path("/proc/self/cgroup")
+OOM_KILLS = re.compile(r"^oom_kill ([0-9]+)$", re.MULTILINE)
+
+
+class OutOfMemory:
+    """The kernel's own count of what it has killed in this worker's cgroup (v2), where that can be read."""
+
+    def __init__(self, root: Path = Path("/sys/fs/cgroup")) -> None:
+        self._events = _events(root)
+        self._before = self._count()
+
+    def has_struck(self) -> bool:
+        """Whether it has killed anything since the last time."""
+        before, self._before = self._before, self._count()
+        return self._before > before
+
+    def _count(self) -> int:
+        try:
+            found = OOM_KILLS.search(self._events.read_text()) if self._events else None
+        except OSError:
+            return 0
+        return int(found[1]) if found else 0
+
+
+def _events(root: Path) -> Path | None:
+    try:
+        line = next(line for line in CGROUP.read_text().splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return None
+    path = root / line.removeprefix("0::").lstrip("/") / "memory.events"
+    return path if path.exists() else None
+
+
+def of_death(pid: int, peak_kib: int, cpu_s: float, stack: str) -> dict[str, Any]:
+    """What goes into the message's record of this attempt, for `prefork show`."""
+    known: dict[str, Any] = {"host": socket.gethostname(), "pid": pid, "peak_bytes": peak_kib << 10}
+    known["child_cpu_s"] = round(cpu_s, 3)
+    return known | {"stack": stack} if stack else known

@@ -1,0 +1,88 @@
+"""Memory: no child may grow until the kernel has to choose whom to kill.
+
+Looked at while tasks run, and only if a limit is set:
+
+- beyond `max_memory_per_child` a child is replaced when it has ended its task (work.py);
+- beyond twice that it is killed, with evidence, in the middle of it;
+- beyond `max_memory`, for the whole worker, the largest child that runs a task is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+
+import psutil
+
+from prefork.worker.loop import Loop
+from prefork.worker.pool import Pool
+from prefork.worker.process import Process
+
+EVERY_S = 0.25
+HARD = 2
+PSS = re.compile(rb"^Pss: +([0-9]+) kB", re.MULTILINE)
+
+
+class Governor:
+    """Looks at the memory of one worker. `per_child`, `total`: bytes, or None for no limit."""
+
+    def __init__(self, loop: Loop, pool: Pool, per_child: int | None, total: int | None) -> None:
+        self._loop, self._pool = loop, pool
+        self._hard = per_child * HARD if per_child else None
+        self._total = total
+        self._armed = False
+
+    def arm(self) -> None:
+        """A task runs."""
+        if (self._hard or self._total) and not self._armed:
+            self._armed = True
+            self._loop.call_later(EVERY_S, self._look)
+
+    def _look(self) -> None:
+        self._armed = False
+        busy = [child for child in self._pool.children if child.head and not child.killed_for]
+        if not busy:
+            return
+        self.arm()
+        if self._hard:
+            for child in busy:
+                size = resident_bytes(child.pid)
+                if size > self._hard:
+                    self._end(child, f"memory of {_mb(size)}, more than twice max_memory_per_child")
+        if self._total:
+            sizes = {child.pid: own_bytes(child.pid) for child in self._pool.children}
+            if sum(sizes.values()) > self._total:
+                largest = max(busy, key=lambda child: sizes[child.pid])
+                said = f"the worker's memory of {_mb(sum(sizes.values()))}, more than max_memory"
+                self._end(largest, f"{said}; this child had the most, {_mb(sizes[largest.pid])}")
+
+    def _end(self, child: Process, why: str) -> None:
+        order = child.head
+
+        def kill(stack: str) -> None:
+            if child.head is order:
+                child.stack = stack
+                self._pool.kill(child, why)
+
+        self._pool.ask_stack(child, kill)
+
+
+def resident_bytes(pid: int) -> int:
+    """What `ps` shows: with what is shared."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+def own_bytes(pid: int) -> int:
+    """A process's share of what it uses (PSS), where the kernel tells."""
+    with contextlib.suppress(OSError):
+        if found := PSS.search(Path(f"/proc/{pid}/smaps_rollup").read_bytes()):
+            return int(found[1]) << 10
+    return resident_bytes(pid)
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.0f} MB"
