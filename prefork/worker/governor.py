@@ -10,6 +10,7 @@ Looked at while tasks run, and only if a limit is set:
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from pathlib import Path
 
@@ -52,9 +53,10 @@ class Governor:
                     self._end(child, f"memory of {_mb(size)}, more than twice max_memory_per_child")
         if self._total:
             sizes = {child.pid: own_bytes(child.pid) for child in self._pool.children}
-            if sum(sizes.values()) > self._total:
+            together = own_bytes(os.getpid()) + sum(sizes.values())
+            if together > self._total:
                 largest = max(busy, key=lambda child: sizes[child.pid])
-                said = f"the worker's memory of {_mb(sum(sizes.values()))}, more than max_memory"
+                said = f"the worker's memory of {_mb(together)}, more than max_memory"
                 self._end(largest, f"{said}; this child had the most, {_mb(sizes[largest.pid])}")
 
     def _end(self, child: Process, why: str) -> None:

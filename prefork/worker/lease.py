@@ -85,7 +85,7 @@ class Lease:
     ) -> None:  # fmt: skip
         self._loop, self._channel, self._claims, self._clock = loop, channel, claims, clock
         self._lease_ms, self._max_takeovers, self._fenced = round(lease_s * 1000), max_takeovers, fenced
-        self._serial = 0
+        self._serial = time.monotonic_ns() // 1_000_000  # a process that was replaced by exec keeps pid and start
         self._patient_until_s = 0.0
         self._timer: Timer | None = None
         self._taking_over: set[tuple[str, str]] = set()

@@ -46,7 +46,8 @@ class Pidfile:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(self._fd, LONGEST, 0).strip().decode("ascii", "replace") or "unknown"
+            content = os.pread(self._fd, LONGEST, 0).strip()
+            holder = content.decode() if content.isdigit() else "unknown"
             self._close()
             raise PidfileTaken(
                 f"{self._path} is held by another worker, pid {holder}; stop that one, or name another `pidfile`"

@@ -164,6 +164,23 @@ def test_a_reload_under_load_loses_and_repeats_nothing(project: Project) -> None
     assert worker.stop() == 0
 
 
+def test_what_the_old_version_could_not_put_back_is_not_taken_for_the_new_ones_own(own_project: Project) -> None:
+    project = own_project
+    worker = project.worker("concurrency = 1\nlease = 1s\nshutdown_timeout = 500ms")
+    nap = project.tasks.nap.enqueue("nap", 2)
+    until(lambda: project.lines("started"))
+    worker.send(signal.SIGHUP)
+    until(lambda: reloads(worker))
+    assert project.server.process
+    project.server.process.send_signal(signal.SIGSTOP)  # nobody takes what is to be put back
+    until(lambda: "these tasks will run again" in worker.log)
+    project.server.process.send_signal(signal.SIGCONT)
+    until(lambda: ready(worker) == 2)
+    assert nap.wait(timeout=20) == "nap"
+    assert worker.stop() == 0
+    assert len({line.split("worker ")[1].split()[0] for line in worker.log.splitlines() if "is ready" in line}) == 2
+
+
 # -- TTIN, TTOU -------------------------------------------------------------------------------------------------------
 
 
