@@ -11,6 +11,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, over
 
 from prefork import options as check
 from prefork.broker.client import Client
+from prefork.broker.durability import parse as parse_durability
 from prefork.context import Context
 from prefork.errors import AppError, InvalidArguments, InvalidOption, ResultUnavailable
 from prefork.invocation import Invocation
@@ -33,13 +34,21 @@ class Prefork:
     """An app: a registry of tasks and the broker that they are sent to.
 
     `broker`: a URL (docs/configuration.md); without one, $PREFORK_BROKER holds. `prefix`: of all keys in the broker.
-    `limit_s`: what an enqueue may take before it is an error. Making one connects nowhere.
+    `limit_s`: what an enqueue may take before it is an error. `durability`: what it waits for beside the broker's word,
+    `fsync` or `replicas:N` (docs/reliability.md). Making one connects nowhere. Raises InvalidOption.
     """
 
-    def __init__(self, name: str, broker: str | None = None, *, prefix: str = "prefork", limit_s: float = 5.0) -> None:
+    def __init__(
+        self, name: str, broker: str | None = None, *, prefix: str = "prefork", limit_s: float = 5.0,
+        durability: str | None = None,
+    ) -> None:  # fmt: skip
         self.name, self.prefix, self.limit_s = name, check.prefix(prefix), check.seconds("limit_s", limit_s, least=0.1)
         if broker is not None and not isinstance(broker, str):
             raise InvalidOption(f"broker={broker!r}: give a URL, such as redis://localhost:6379/0")
+        try:
+            self._durability = parse_durability(durability)
+        except ValueError as error:
+            raise InvalidOption(f"durability {error}") from None
         self.broker = broker
         self.tasks: dict[str, Task[..., Any]] = {}
         self.child_start_hooks: list[Callable[[], object]] = []
@@ -58,7 +67,7 @@ class Prefork:
                     f"app {self.name} has no broker: pass broker= to Prefork, or set PREFORK_BROKER, "
                     f"for example to redis://localhost:6379/0"
                 )
-            self._client = Client(url, self.prefix, self.limit_s)
+            self._client = Client(url, self.prefix, self.limit_s, self._durability)
         return self._client
 
     def connect_to(self, broker: str | None, prefix: str | None) -> None:

@@ -17,7 +17,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from prefork.broker import address, lookup, trouble, verbs
+from prefork.broker import address, durability, lookup, trouble, verbs
 from prefork.broker.keys import Keys, queues_key, worker_key
 from prefork.errors import BrokerError, EnqueueUncertain
 
@@ -37,8 +37,10 @@ class Client:
     `limit_s`: what a call may take in all, with its repeats, before it is a BrokerError.
     """
 
-    def __init__(self, url: str, prefix: str, limit_s: float = 5.0) -> None:
-        self.url, self.prefix, self.limit_s = url, prefix, limit_s
+    def __init__(
+        self, url: str, prefix: str, limit_s: float = 5.0, durability: durability.Durability | None = None
+    ) -> None:
+        self.url, self.prefix, self.limit_s, self.durability = url, prefix, limit_s, durability
         self._redis: redis.Redis | None = None
         self._checked = False
         self._address: address.Address | None = None
@@ -70,6 +72,7 @@ class Client:
         if not self._checked:  # not under the lock, so that each thread waits for its own limit only
             self._look_up()
             self._check_version(client)
+            self._check_durability(client)
             self._checked = True
         return client
 
@@ -112,6 +115,10 @@ class Client:
         if version < verbs.OLDEST_SERVER:
             oldest = ".".join(map(str, verbs.OLDEST_SERVER))
             raise BrokerError(f"the broker {self.shown} is {name}; prefork needs Redis {oldest} or newer, or Valkey")
+
+    def _check_durability(self, client: redis.Redis) -> None:
+        if self.durability and (why := self.durability.refused_by(self._bounded(client.info, uncertain=False))):
+            raise BrokerError(f"the broker {self.shown} {why}")
 
     def _bounded(self, ask: Any, *, uncertain: bool) -> Any:
         """Ask until it is answered or the limit is over. What is asked must be safe to repeat."""
@@ -157,11 +164,25 @@ class Client:
         def ask() -> Any:
             now = again if next(tries) and again else call
             try:
-                return client.execute_command(*now.command())  # type: ignore[no-untyped-call]
+                return self._sent(client, now.command(), lasting=uncertain)
             except redis.exceptions.NoScriptError:
-                return client.execute_command(*now.command(in_full=True))  # type: ignore[no-untyped-call]
+                return self._sent(client, now.command(in_full=True), lasting=uncertain)
 
         return self._bounded(ask, uncertain=uncertain)
+
+    def _sent(self, client: redis.Redis, words: tuple[verbs.Argument, ...], *, lasting: bool) -> Any:
+        if not (lasting and self.durability):
+            return client.execute_command(*words)  # type: ignore[no-untyped-call]
+        pipeline = client.pipeline(transaction=False)  # WAIT is about what the same connection has written
+        pipeline.execute_command(*words)  # type: ignore[no-untyped-call]
+        pipeline.execute_command(*self.durability.words(round(self.limit_s * TRY * 800)))  # type: ignore[no-untyped-call]
+        reply, waited = pipeline.execute(raise_on_error=False)
+        for answer in (reply, waited):
+            if isinstance(answer, Exception):
+                raise answer
+        if missing := self.durability.missing(waited):
+            raise EnqueueUncertain(f"the broker {self.shown} has accepted the task, but it {missing}")
+        return reply
 
     def read(self, command: str, *args: Any, **options: Any) -> Any:
         """One of redis-py's own commands, which is safe to repeat. Raises BrokerError within the limit."""

@@ -1,0 +1,94 @@
+"""What an enqueue waits for: real servers, one of them with a replica."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from prefork import EnqueueUncertain, InvalidOption, Prefork
+from prefork.broker.durability import Durability, parse
+from prefork.errors import BrokerError
+from tests.conftest import Server, until
+
+
+def app_on(server: Server, durability: str, limit_s: float = 5.0) -> Prefork:
+    app = Prefork("test", broker=server.url, durability=durability, limit_s=limit_s)
+    app.task(name="add")(add)
+    return app
+
+
+def add(a: int) -> int:
+    return a
+
+
+@pytest.fixture
+def with_replica(server_binary: str) -> Iterator[tuple[Server, Server]]:
+    port = 17_000 + time.monotonic_ns() % 20_000
+    primary = Server(server_binary, "--port", str(port))
+    replica = Server(server_binary, "--replicaof", "127.0.0.1", str(port))
+    until(lambda: replica.client.info("replication")["master_link_status"] == "up")
+    yield primary, replica
+    replica.close()
+    primary.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [(None, None), ("fsync", Durability(fsync=True)), ("replicas:1", Durability(1)), ("replicas:12", Durability(12))],
+)
+def test_what_may_be_asked_for(text: str | None, meaning: Durability | None) -> None:
+    assert parse(text) == meaning
+
+
+@pytest.mark.parametrize("text", ["", "disk", "replicas", "replicas:0", "replicas:-1", "replicas:100", 7])
+def test_what_may_not(text: str) -> None:
+    with pytest.raises(InvalidOption, match="durability must be 'fsync' or 'replicas:N'"):
+        Prefork("test", durability=text)
+
+
+def test_on_disk(own_server: Server) -> None:
+    app = app_on(own_server, "fsync")
+    if tuple(map(int, own_server.client.info("server")["redis_version"].split(".")[:2])) < (7, 2):
+        with pytest.raises(BrokerError, match="cannot say what is on its disk"):
+            app.tasks["add"].enqueue(1)
+        return
+    result = app.tasks["add"].enqueue(1)
+    app.enqueue_many(app.tasks["add"].s(n) for n in range(100))
+    own_server.kill()
+    own_server.start()
+    result.refresh()
+    assert result.status == "READY"
+    assert own_server.client.llen("prefork:{default}:pending") == 101
+
+
+def test_a_server_without_an_append_only_file_is_refused_with_the_remedy(server: Server) -> None:
+    with pytest.raises(BrokerError, match=r"CONFIG SET appendonly yes|cannot say what is on its disk"):
+        app_on(server, "fsync").tasks["add"].enqueue(1)
+
+
+def test_on_a_replica(with_replica: tuple[Server, Server]) -> None:
+    primary, replica = with_replica
+    app = app_on(primary, "replicas:1")
+    primary.client.script_flush()
+    result = app.tasks["add"].enqueue(1)
+    assert replica.client.lrange("prefork:{default}:pending", 0, -1) == [result.id.encode()]
+
+
+def test_what_does_not_reach_its_replicas_in_time_is_said_so_and_stands_all_the_same(
+    with_replica: tuple[Server, Server],
+) -> None:
+    primary, replica = with_replica
+    add = app_on(primary, "replicas:1", 1.0).tasks["add"]
+    add.enqueue(1)
+    assert replica.process
+    replica.process.send_signal(signal.SIGSTOP)
+    begun_s = time.monotonic()
+    with pytest.raises(EnqueueUncertain, match="has accepted the task, but it has reached 0 of 1 replicas"):
+        add.enqueue(2)
+    assert time.monotonic() - begun_s < 5
+    replica.process.send_signal(signal.SIGCONT)
+    assert primary.client.llen("prefork:{default}:pending") == 2
+    add.enqueue(3)
