@@ -136,15 +136,15 @@ def load(path: Path | None = None, overrides: Mapping[str, str] = {}, *, require
 
     parsed: dict[str, Any] = {k.field: None if k.default is None else k.parse(k.default) for k in KEYS.values()}
     parsed["concurrency"] = usable_cores()
-    for name, (raw, where, line) in found.items():
+    for name, (raw, where, line) in sorted(found.items(), key=lambda it: it[0] != "user"):  # others need to know it
         try:
-            raw = _with_environment(raw)
-            parsed[KEYS[name].field] = _parse(KEYS[name], raw, where.parent if isinstance(where, Path) else Path())
+            base = where.parent if isinstance(where, Path) else Path()
+            parsed[KEYS[name].field] = _parse(KEYS[name], _with_environment(raw), base, parsed["user"])
         except (ValueError, OSError) as error:  # OSError: the current folder is gone
             raise ConfigError(where, line, f"{name}: {error}" if isinstance(where, Path) else str(error)) from None
     scheme, _, folder = (parsed["broker"] or "").partition(":")
     if scheme == "embedded" and folder.strip():  # the same folder for all who read this file, from wherever
-        parsed["broker"] = "embedded:" + os.path.join(parsed["directory"], os.path.expanduser(folder.strip()))
+        parsed["broker"] = "embedded:" + os.path.join(parsed["directory"], _at_home(folder.strip(), parsed["user"]))
     return Settings(**parsed)
 
 
@@ -153,19 +153,26 @@ def _with_environment(raw: str) -> str:
 
     def value(match: re.Match[str]) -> str:
         if match[1] not in os.environ:
-            raise ValueError(f"the environment has no {match[1]}, which %(ENV_{match[1]})s stands for; set it")
+            raise ValueError(f"the environment has no {quote(match[1])}; set it, or correct %(ENV_…)s")
         return os.environ[match[1]]
 
     return _ENVIRONMENT.sub(value, raw)
 
 
-def _parse(key: Key, raw: str, base: Path) -> object:
+def _parse(key: Key, raw: str, base: Path, user: str | None) -> object:
     if not raw:
         raise ValueError("has no value; give it one or leave the key out")
     unseen = next((c for c in raw if not c.isprintable() and c != "\t"), None)
     if unseen is not None:
         raise ValueError(f"holds the character {unseen!a}, which cannot be seen; remove it")
-    return key.parse(os.path.join(base, os.path.expanduser(raw)) if key.name in FILES else raw)
+    return key.parse(os.path.join(base, _at_home(raw, user)) if key.name in FILES else raw)
+
+
+def _at_home(path: str, user: str | None) -> str:
+    """With `~` as the home of whom the worker becomes: before it does, after a reload, and for whoever asks it."""
+    if user and re.match("~(/|$)", path):
+        path = "~" + user.partition(":")[0] + path[1:]
+    return os.path.expanduser(path)
 
 
 class _Ini(configparser.ConfigParser):

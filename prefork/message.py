@@ -107,7 +107,8 @@ class State:
         """From JSON. What is damaged counts as absent: it must not keep a message from running."""
         try:
             told = orjson.loads(raw) if raw else {}
-        except ValueError:
+            orjson.dumps(told)  # it reads deeper than it writes
+        except (ValueError, TypeError):
             return cls()
         known = told.items() if isinstance(told, dict) else ()
         return cls(**{name: value for name, value in known if name in STATE_FIELDS and _fits(name, value)})

@@ -78,7 +78,7 @@ def size(raw: str) -> int | None:
     match = _SIZE.fullmatch(raw)
     size = int(Fraction(match[1]) * _SIZES[(match[2] or "").lower()]) if match else 0
     if not 1 << 20 <= size <= 1 << 50:
-        raise ValueError(f"must be a size from 1MiB on, as 200MB, 1.5GB or 512MiB, or none, not {quote(raw)}")
+        raise ValueError(f"must be a size from 1MiB to 1PiB, as 200MB, 1.5GB or 512MiB, or none, not {quote(raw)}")
     return size
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import pwd
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
@@ -251,6 +252,71 @@ def test_a_current_folder_that_is_gone_is_told(tmp_path, monkeypatch):
     assert complaint(None, require_app=False).startswith("--directory: ")
 
 
+def test_a_tilde_is_the_home_of_the_user_whom_the_worker_becomes(conf, monkeypatch):
+    """Else it would be root's at the start and the user's own after a reload, and the pidfile another one."""
+    user = next(entry for entry in pwd.getpwall() if Path(entry.pw_dir).is_dir() and entry.pw_uid != os.geteuid())
+    broker, pidfile, directory = "embedded:~/broker", "~/it.pid", "~"
+    settings = []
+    for home in ("/root", "/elsewhere"):
+        monkeypatch.setenv("HOME", home)
+        text = (
+            f"[prefork]\n{APP}broker = {broker}\npidfile = {pidfile}\ndirectory = {directory}\nuser = {user.pw_name}\n"
+        )
+        settings.append(load(written(conf, text)))
+    assert settings[0] == settings[1]
+    assert settings[0].pidfile == Path(user.pw_dir, "it.pid")
+    assert settings[0].directory == Path(user.pw_dir)
+    assert settings[0].broker == f"embedded:{user.pw_dir}/broker"
+
+
+# The environment
+
+
+@pytest.mark.parametrize("raw", ["%(ENV_LEASE)s", "%(ENV_L)s0", "2%(ENV_E)s"])
+def test_a_variable_of_the_environment_stands_in_a_value(conf, monkeypatch, raw):
+    for name, value in {"LEASE": "20", "L": "2", "E": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert load(written(conf, f"[prefork]\n{APP}lease = {raw} # %(ENV_NOWHERE)s\n")).lease_s == 20
+    assert load(None, {"app": "a:b", "lease": raw}).lease_s == 20
+
+
+def test_every_value_may_have_them_and_all_that_is_in_them_counts(conf, tmp_path, monkeypatch):
+    monkeypatch.setenv("A", "shop.tasks")
+    monkeypatch.setenv("PASSWORD", "p%40 #;=%(ENV_A)s%s")
+    monkeypatch.setenv("NAMES", "mail:3, default:1")
+    monkeypatch.setenv("RUN", str(tmp_path))
+    settings = load(written(conf, "[prefork]\napp = %(ENV_A)s:app\nbroker = redis://:%(ENV_PASSWORD)s@host/0\n"
+                                  "queues = %(ENV_NAMES)s\npidfile = %(ENV_RUN)s/it.pid\n"))  # fmt: skip
+    assert settings.app == "shop.tasks:app"
+    assert settings.broker == "redis://:p%40 #;=%(ENV_A)s%s@host/0"  # taken as it is, not looked through again
+    assert settings.queues == Queues(("mail", "default"), (3, 1))
+    assert settings.pidfile == tmp_path / "it.pid"
+
+
+@pytest.mark.parametrize("raw", ["%40", "%%", "%(here)s", "%(ENV_X)", "%(env_HOME)s", "%(ENV_X)d", "100%"])
+def test_any_other_percent_sign_is_itself(conf, raw):
+    assert load(written(conf, f"[prefork]\n{APP}broker = redis://{raw}\n")).broker == f"redis://{raw}"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("NO_SUCH", "'NO_SUCH'"), ("", "''"), ("a b", "'a b'"), ("\x1b[31m", r"'\x1b[31m'"), ("X" * 99, f"'{'X' * 59}…'")],
+)
+def test_a_variable_that_is_not_set_is_told_on_one_clean_line(conf, name, shown):
+    text = f"broker: the environment has no {shown}; set it, or correct %(ENV_…)s"
+    written(conf, f"[prefork]\n{APP}broker = redis://:secret@%(ENV_{name})s/0\n")
+    assert complaint(conf) == f"{conf}:3: {text}"
+    assert complaint(None, {"app": "a:b", "broker": f"redis://%(ENV_{name})s"}) == f"--{text}"
+
+
+def test_an_empty_variable_is_no_value_and_what_cannot_be_seen_in_it_is_told(conf, monkeypatch):
+    written(conf, f"[prefork]\n{APP}broker = %(ENV_B)s\n")
+    monkeypatch.setenv("B", "")
+    assert complaint(conf) == f"{conf}:3: broker: has no value; give it one or leave the key out"
+    monkeypatch.setenv("B", "redis://:secret@host\n")  # as from a file with a secret
+    assert complaint(conf) == rf"{conf}:3: broker: holds the character '\n', which cannot be seen; remove it"
+
+
 # What is wrong: a value
 
 TIME = "must be a time in seconds (or as 500ms, 5m, 2h, 1d) from"
@@ -258,6 +324,9 @@ NAME = "is not a queue name (1 to 100 characters without whitespace, '{', '}', '
 FORM = "must have the form module:attribute, as in shop.tasks:app, not"
 PLAIN = "must be 1 to 100 characters without whitespace, '{' or '}', not"
 WEIGHT = "must be a whole number from 1 to 1000, not"
+
+SIZE = "must be a size from 1MiB to 1PiB, as 200MB, 1.5GB or 512MiB, or none, not"
+SIZES = ("0", "-1", "1023KiB", "1", "1.5", "2000000GB", "200M", "5 TB", "1e9", ".5GB", "20%", "nan", "huge")
 
 BAD = [
     *[("app", raw, f"{FORM} '{raw}'") for raw in ["shop", "shop:", ":app", "shop/tasks.py:app", "a..b:c", "a:b:c"]],
@@ -288,6 +357,15 @@ BAD = [
     ("max_crashes", "0", "must be a whole number from 1 to 1000000000, not '0'"),
     ("max_crashes", "1000000001", "must be a whole number from 1 to 1000000000, not '1000000001'"),
     ("dead_max", "-1", "must be a whole number from 0 to 1000000000, not '-1'"),
+    *[(key, raw, f"{SIZE} '{raw}'") for key in ("max_memory", "max_memory_per_child") for raw in SIZES],
+    ("max_takeovers", "0", "must be a whole number from 1 to 1000000000, not '0'"),
+    ("user", "nobody-there", "there is no user 'nobody-there' on this host"),
+    ("user", "root:nobody-there", "there is no group 'nobody-there' on this host"),
+    ("user", "root:", "there is no group '' on this host"),
+    ("user", ":root", "there is no user '' on this host"),
+    ("pidfile", "/", "'/' is a folder; name a file in it"),
+    ("pidfile", "/" + "p" * 98, "has more than 98 bytes, too long for the status socket beside it"),
+    ("pidfile", "/run/" + "é" * 47, "has more than 98 bytes, too long for the status socket beside it"),
     ("log_level", "loud", "must be one of debug, info, warning, error, critical, not 'loud'"),
     ("log_format", "xml", "must be one of text, json, not 'xml'"),
     ("prefix", "my app", f"{PLAIN} 'my app'"),
@@ -464,6 +542,8 @@ MARKS = [
     "\0",
     "\x85",
     "~",
+    "%(ENV_",
+    ")s",
 ]
 WORDS = ["none", "shop:app", "1", "9" * 20, "mail:3", "%(x)s", "é", "\u2028", "\ufeff", "DEFAULT", "[DEFAULT]"]
 PIECES = st.sampled_from([*MARKS, *WORDS, *KEYS])

@@ -13,13 +13,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from prefork import config
 from prefork.app import Prefork
 from prefork.broker import doctor, verbs
 from prefork.cli import privileges
 from prefork.cli.load import left_behind, load_app
 from prefork.config import Settings
-from prefork.errors import BrokerError
+from prefork.errors import BrokerError, PreforkError
 from prefork.worker import logs, reload
+from prefork.worker.descriptors import make_room
 from prefork.worker.master import Master
 from prefork.worker.pidfile import Pidfile
 from prefork.worker.status import path_of
@@ -31,6 +33,8 @@ def check(settings: Settings) -> int:
     """`--check`: say in one line that all is well. Raises PreforkError for what is not."""
     if settings.user:
         privileges.become(settings.user)
+    if settings.pidfile:
+        Pidfile(settings.pidfile).check()
     app = load_app(settings)
     info = _ask_broker(app, settings)
     names = ", ".join(settings.queues.names)
@@ -46,15 +50,19 @@ def check(settings: Settings) -> int:
 def run(settings: Settings, conf: Path, *, burst: bool) -> int:
     """Run a worker until it is told to stop. -> 0. Raises PreforkError for what keeps it from starting."""
     reload.hold_signals()
-    folder, conf = reload.starting_folder(), conf.absolute()
+    folder = reload.starting_folder()
     if settings.user:
         privileges.become(settings.user)
+    origin = reload.Origin(folder, dict(os.environ))
+    status = path_of(conf, settings.pidfile, os.getpid())
     pidfile = Pidfile(settings.pidfile) if settings.pidfile else None
     if pidfile:
         pidfile.take()
     again = False
     try:
         handler = logs.set_up(settings.log_level, settings.log_format)
+        if warning := make_room(settings.concurrency):
+            log.warning("%s", warning)
         app = load_app(settings)
         if left := left_behind():
             log.warning("the import of %s leaves %s behind, which its children can't use; open them in "
@@ -62,14 +70,23 @@ def run(settings: Settings, conf: Path, *, burst: bool) -> int:
         for warning in _warnings(app, _ask_broker(app, settings)):
             log.warning("%s", warning)
         app.client.close()
-        status = path_of(conf, settings.pidfile, os.getpid())
-        again = Master(app, settings, handler, status=status, pidfile=pidfile, folder=folder, burst=burst).run()
+        again = Master(app, settings, handler, status=status, pidfile=pidfile, origin=origin, burst=burst).run()
     finally:
-        if pidfile and not again:  # else it stays, for the same pid
+        if again:
+            origin.restore()
+        if pidfile and not (again and _stays(settings, conf)):
             pidfile.release()
     if again:
-        reload.become_anew(folder)
+        reload.become_anew()
     return 0
+
+
+def _stays(settings: Settings, conf: Path) -> bool:
+    """Whether the new version has the same pidfile, which then stays for it: it has the same pid."""
+    try:
+        return config.load(conf, require_app=False).pidfile == settings.pidfile
+    except PreforkError:  # the new version will say it
+        return True
 
 
 def _ask_broker(app: Prefork, settings: Settings) -> dict[str, Any]:

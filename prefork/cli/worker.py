@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prefork import config
-from prefork.cli.exits import EXIT_DOWN, exit_code
+from prefork.cli.exits import EXIT_DOWN, EXIT_INTERRUPTED, exit_code
 from prefork.config import KEYS, Settings
 from prefork.errors import PreforkError
 
@@ -21,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         flags = {key: raw for key in OVERRIDES if (raw := getattr(options, key)) is not None}
+        if options.ping or options.ready:
+            flags["broker"] = "unused"  # its password may come from an environment that only the worker has
         settings = config.load(options.config, flags)
         if options.ping or options.ready:
             return _ask(options.config, settings, ready=options.ready)
@@ -33,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PreforkError as error:
         print(f"prefork-worker: {error}", file=sys.stderr)
         return exit_code(error)
+    except KeyboardInterrupt:  # before the worker is up; then INT is a signal like others
+        print("prefork-worker: interrupted before it was up", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -31,6 +31,7 @@ from prefork.config import Settings
 from prefork.worker.child import Child
 from prefork.worker.claims import Claims, Queue
 from prefork.worker.clock import ServerClock
+from prefork.worker.descriptors import make_room
 from prefork.worker.handoff import ChildEnd
 from prefork.worker.lease import Lease
 from prefork.worker.logs import Handler
@@ -40,7 +41,7 @@ from prefork.worker.outage import Outage
 from prefork.worker.pidfile import Pidfile
 from prefork.worker.pool import Pool
 from prefork.worker.process import Process, State
-from prefork.worker.reload import Reload, release_signals
+from prefork.worker.reload import Origin, Reload, release_signals
 from prefork.worker.report import Report
 from prefork.worker.settlement import Settlement
 from prefork.worker.shutdown import Phase, Shutdown
@@ -56,12 +57,12 @@ MOST_CHILDREN = 1000
 class Master:
     """One worker: this process and its children.
 
-    `status`: where its status socket is to be; `folder`: where the command was started, and where a new version is.
+    `status`: where its status socket is to be; `origin`: how the command was started, and a new version will be.
     """
 
     def __init__(
-        self, app: Prefork, settings: Settings, handler: Handler, *, status: Path, pidfile: Pidfile | None, folder: str,
-        burst: bool = False,
+        self, app: Prefork, settings: Settings, handler: Handler, *, status: Path, pidfile: Pidfile | None,
+        origin: Origin, burst: bool = False,
     ) -> None:  # fmt: skip
         self.app, self.settings, self._pidfile, self._burst = app, settings, pidfile, burst
         self._log = handler
@@ -104,7 +105,7 @@ class Master:
         )  # fmt: skip
         self.report = Report(app, settings, self.pool, self.claims, self.lease, self.shutdown)
         self.status = StatusSocket(loop, status, lambda: orjson.dumps(self.report.describe()))
-        self.reload = Reload(loop, self.pool, folder, self._become_new)
+        self.reload = Reload(loop, self.pool, origin, self._become_new)
 
     # -- start --------------------------------------------------------------------------------------------------
 
@@ -185,6 +186,8 @@ class Master:
         if self.shutdown.begun or not 1 <= size <= MOST_CHILDREN:
             return
         log.info("%s: %d children from now on", "TTIN" if by > 0 else "TTOU", size)
+        if warning := make_room(size):
+            log.warning("%s", warning)
         self.work.resize(size)
         self._entitle()
 

@@ -5,6 +5,7 @@ So a stale one, which a killed worker has left, is simply taken; nobody has to g
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -14,6 +15,13 @@ from pathlib import Path
 from prefork.errors import PidfileTaken, PidfileUnusable
 
 LONGEST = 64  # bytes; what is longer is no pidfile
+MOST_TRIES = 100
+FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY
+REMEDIES = {
+    errno.ENOENT: "create the folder",
+    **dict.fromkeys((errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS), "put it where files can be locked, such as /run"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on its disk"),
+}
 
 
 class Pidfile:
@@ -23,16 +31,27 @@ class Pidfile:
         self._path = path
         self._fd = -1
 
+    def check(self) -> None:
+        """Look whether it could be taken if nobody held it. Changes nothing. Raises PidfileUnusable."""
+        try:
+            self._fd = os.open(self._path, FLAGS)
+        except FileNotFoundError as error:
+            folder = os.path.dirname(os.path.realpath(self._path))
+            if not os.path.isdir(folder):
+                raise self._unusable(error) from None
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise self._unusable(PermissionError(errno.EACCES, os.strerror(errno.EACCES))) from None
+        except OSError as error:
+            raise self._unusable(error) from None
+        else:
+            self._is_one()
+            self._close()
+
     def take(self) -> None:
         """Take it, or take it over from a worker that has died. Raises PidfileTaken, PidfileUnusable."""
-        while not self._lock():
-            continue
-        if not stat.S_ISREG(os.fstat(self._fd).st_mode):  # it would be removed in the end, as root even /dev/null
-            self._close()
-            raise PidfileUnusable(f"{self._path} is no plain file; correct `pidfile`")
-        if not _is_pid(content := os.pread(self._fd, LONGEST, 0)):
-            self._close()
-            raise PidfileUnusable(f"{self._path} holds {content[:20]!r}, not a pid; remove it, or correct `pidfile`")
+        if not any(self._lock() for _ in range(MOST_TRIES)):
+            raise PidfileUnusable(f"{self._path} is replaced again and again by somebody else; correct `pidfile`")
+        self._is_one()
         try:
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)
@@ -40,10 +59,18 @@ class Pidfile:
             self._close()
             raise PidfileUnusable(f"{self._path} cannot be written ({error.strerror}); look at its disk") from None
 
+    def _is_one(self) -> None:
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):  # it would be removed in the end, as root even /dev/null
+            self._close()
+            raise PidfileUnusable(f"{self._path} is no plain file; correct `pidfile`")
+        if not _is_pid(content := os.pread(self._fd, LONGEST, 0)):
+            self._close()
+            raise PidfileUnusable(f"{self._path} holds {content[:20]!r}, not a pid; remove it, or correct `pidfile`")
+
     def _lock(self) -> bool:
         """-> False if the file was removed between its opening and the lock"""
         try:
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._fd = os.open(self._path, FLAGS | os.O_CREAT, 0o644)
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             content = os.pread(self._fd, LONGEST, 0).strip()
@@ -54,25 +81,27 @@ class Pidfile:
             ) from None
         except OSError as error:
             self._close()
-            remedy = "create the folder" if error.errno == errno.ENOENT else "let this user write there"
-            raise PidfileUnusable(
-                f"{self._path} cannot be used ({error.strerror}); {remedy}, or correct `pidfile`"
-            ) from None
+            raise self._unusable(error) from None
         return self._names_ours() or self._close()
+
+    def _unusable(self, error: OSError) -> PidfileUnusable:
+        remedy = REMEDIES.get(error.errno or 0, "let this user write there")
+        return PidfileUnusable(f"{self._path} cannot be used ({error.strerror}); {remedy}, or correct `pidfile`")
 
     def _names_ours(self) -> bool:
         try:
             return os.path.samestat(os.stat(self._path), os.fstat(self._fd))
-        except FileNotFoundError:
+        except OSError:  # gone, or out of reach
             return False
 
     def release(self) -> None:
-        """Remove it, if it is still this one. Where the user may not, an empty one is left."""
+        """Remove it, if it is still this one. Where the user may not, an empty one is left. A link to it stays."""
         if self._fd >= 0 and self._names_ours():
             try:
-                os.unlink(self._path)
+                os.unlink(os.path.realpath(self._path))
             except OSError:
-                os.ftruncate(self._fd, 0)
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._fd, 0)
         self._close()
 
     def abandon(self) -> None:

@@ -7,12 +7,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from prefork.worker.loop import Loop, Timer
 from prefork.worker.pool import Pool
@@ -22,6 +23,20 @@ CHECK_LIMIT_S = 60.0
 LONGEST_OUTPUT = 1 << 16
 # Those that mean something to a worker that is up, and would end one that is not yet.
 LATER = {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU}
+
+
+class Origin(NamedTuple):
+    """How the process was started, so that its new version is started alike, whatever the app has changed since."""
+
+    folder: str
+    environment: dict[str, str]
+
+    def restore(self) -> None:
+        """Go back to it."""
+        with contextlib.suppress(OSError):  # gone meanwhile: the new version can still say in one line what it misses
+            os.chdir(self.folder)
+        os.environ.clear()
+        os.environ.update(self.environment)
 
 
 def starting_folder() -> str:
@@ -37,8 +52,8 @@ def starting_folder() -> str:
 class Reload:
     """The new version's trial. `approved` is called when it is good."""
 
-    def __init__(self, loop: Loop, pool: Pool, folder: str, approved: Callable[[], None]) -> None:
-        self._loop, self._pool, self._folder, self._approved = loop, pool, folder, approved
+    def __init__(self, loop: Loop, pool: Pool, origin: Origin, approved: Callable[[], None]) -> None:
+        self._loop, self._pool, self._origin, self._approved = loop, pool, origin, approved
         self._pid = 0
         self._again = False
         self._output = bytearray()
@@ -66,9 +81,10 @@ class Reload:
         self._output.clear()
         here = os.getcwd()
         try:
-            os.chdir(self._folder)
+            os.chdir(self._origin.folder)
             return os.posix_spawn(
-                sys.executable, [*command(), "--check"], os.environ, setsigmask=(), setsigdef=LATER,
+                sys.executable, [*command(), "--check"], self._origin.environment, setsigmask=(),
+                setsigdef=LATER,
                 file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                               (os.POSIX_SPAWN_DUP2, write_end, 1), (os.POSIX_SPAWN_DUP2, write_end, 2)],
             )  # fmt: skip
@@ -130,12 +146,11 @@ def command() -> list[str]:
     return [sys.executable, *sys.orig_argv[1:]]
 
 
-def become_anew(folder: str) -> NoReturn:
+def become_anew() -> NoReturn:
     """Replace this process by the new version of itself."""
     hold_signals()
     sys.stdout.flush()
     sys.stderr.flush()
-    os.chdir(folder)
     os.execve(sys.executable, command(), os.environ)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import signal
+import socket
 import time
 
 import psutil
@@ -67,6 +68,30 @@ def test_HUP_takes_the_new_configuration_and_keeps_the_flags(project: Project) -
     hang_up(worker)
     until(lambda: len(worker.children()) == 3)
     assert worker.log.count("queues default, other") == 2
+    assert worker.stop() == 0
+
+
+def test_HUP_starts_from_the_environment_that_the_worker_was_started_in(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the old version of the app has put there, as from a .env file, would hide what the file says now."""
+    (project.folder / ".env").write_text("old")
+    project.add("""
+        os.environ.setdefault("GREETING", (here / ".env").read_text())
+        given = os.environ.pop("GIVEN")
+
+        @app.task
+        def greet():
+            return os.environ["GREETING"], given
+    """)
+    worker = project.worker("prefix = %(ENV_SHOP)s", SHOP="prefork", GIVEN="a secret")
+    monkeypatch.setenv("GIVEN", "for the import in this process")
+    monkeypatch.setenv("GREETING", "as above")
+    greet = project.tasks.greet
+    assert greet.enqueue().wait(timeout=20) == ["old", "a secret"]
+    (project.folder / ".env").write_text("new")
+    hang_up(worker)
+    assert greet.enqueue().wait(timeout=20) == ["new", "a secret"]
     assert worker.stop() == 0
 
 
@@ -446,6 +471,25 @@ def test_a_task_that_closes_every_descriptor_does_no_harm(project: Project) -> N
     assert worker.stop() == 0
 
 
+# -- before it is up --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flag", ["--check", "--burst"])
+def test_ctrl_c_while_the_broker_does_not_answer_is_no_traceback(project: Project, flag: str) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        silent.settimeout(20)
+        conf = f"broker = redis://127.0.0.1:{silent.getsockname()[1]}/0\npidfile = it.pid"
+        worker = project.worker(conf, flag, wait=False)
+        connection, _ = silent.accept()
+        with connection:
+            worker.send(signal.SIGINT)
+            assert worker.wait() == 130
+    assert worker.log == "prefork-worker: interrupted before it was up\n"
+    assert not (project.folder / "it.pid").exists()
+
+
 # -- ping -------------------------------------------------------------------------------------------------------------
 
 
@@ -482,6 +526,15 @@ def test_ping_and_ready(own_project: Project, pidfile: bool) -> None:
     code, said = ask(worker, "--ping")
     assert code == 1
     assert "no worker of" in said
+
+
+def test_ping_needs_no_password_of_the_broker(project: Project) -> None:
+    worker = project.worker("broker = %(ENV_SHOP_BROKER)s", SHOP_BROKER=project.server.url)
+    assert "SHOP_BROKER" not in os.environ
+    assert ask(worker, "--ping") == (0, "pong\n")
+    assert ask(worker, "--ready") == (0, "ready\n")
+    assert ask(worker, "--check")[0] == 78
+    assert worker.stop() == 0
 
 
 def test_what_a_killed_worker_left_behind_misleads_nobody(project: Project) -> None:

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
-import time
+import threading
 
 import pytest
 
 from prefork.errors import PidfileTaken, PidfileUnusable
-from prefork.worker.pidfile import Pidfile
+from prefork.worker.pidfile import REMEDIES, Pidfile
+from tests.conftest import Project, until
+from tests.process.test_signals import hang_up
 
 
 @pytest.fixture
@@ -123,4 +127,175 @@ def test_of_many_that_start_at_once_one_gets_it(path: pathlib.Path) -> None:
         for process in several:
             process.send_signal(signal.SIGKILL)
             process.wait()
-    time.sleep(0)
+
+
+# -- what becomes of its place while it is held ---------------------------------------------------------------------
+
+
+def test_a_link_stays_and_what_it_leads_to_is_removed(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "run").mkdir()
+    link, target = tmp_path / "link.pid", tmp_path / "run" / "it.pid"
+    link.symlink_to(target)
+    for _ in range(2):
+        it = Pidfile(link)
+        it.take()
+        assert target.read_text() == f"{os.getpid()}\n"
+        it.release()
+        assert link.is_symlink()
+        assert not target.exists()
+
+
+def test_two_names_of_one_file_are_one_pidfile(tmp_path: pathlib.Path, path: pathlib.Path) -> None:
+    (tmp_path / "link.pid").symlink_to(path)
+    it = Pidfile(path)
+    it.take()
+    with pytest.raises(PidfileTaken, match=rf"link\.pid is held by another worker, pid {os.getpid()}"):
+        Pidfile(tmp_path / "link.pid").take()
+    it.release()
+
+
+@pytest.mark.parametrize("instead", ["nothing", "file", "loop"])
+def test_a_folder_that_is_gone_is_no_reason_to_fail_at_the_end(tmp_path: pathlib.Path, instead: str) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    it = Pidfile(folder / "it.pid")
+    it.take()
+    shutil.rmtree(folder)
+    if instead == "file":
+        folder.write_text("")
+    elif instead == "loop":
+        folder.symlink_to(folder)
+    it.release()
+
+
+def test_one_that_is_replaced_all_the_time_is_taken_or_refused_but_never_waited_for(path: pathlib.Path) -> None:
+    over = threading.Event()
+
+    def replace() -> None:
+        other = path.with_name("other")
+        while not over.is_set():
+            other.write_text("")
+            other.rename(path)
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    try:
+        for _ in range(50):
+            it = Pidfile(path)
+            try:
+                it.take()
+            except PidfileUnusable as error:
+                assert "again and again" in str(error)  # noqa: PT017
+            it.release()
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_child_that_has_abandoned_it_does_not_hold_it(path: pathlib.Path) -> None:
+    """And one that has not would: the lock is shared by all copies of the descriptor."""
+    code = """
+import os, sys, pathlib, time
+from prefork.worker.pidfile import Pidfile
+it = Pidfile(pathlib.Path(sys.argv[1]))
+it.take()
+if os.fork() == 0:
+    it.abandon()
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    child = int(process.stdout.readline())
+    try:
+        process.kill()
+        process.wait()
+        it = Pidfile(path)
+        it.take()
+        it.release()
+        os.kill(child, 0)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_file_system_without_locks_has_a_remedy_of_its_own() -> None:
+    assert {REMEDIES[number] for number in (errno.ENOLCK, errno.EOPNOTSUPP)} == {
+        "put it where files can be locked, such as /run"
+    }
+
+
+# -- a look at it, before a reload ----------------------------------------------------------------------------------
+
+
+def test_a_check_changes_nothing(path: pathlib.Path) -> None:
+    Pidfile(path).check()
+    assert not path.exists()
+    it = Pidfile(path)
+    it.take()
+    Pidfile(path).check()
+    with pytest.raises(PidfileTaken):
+        Pidfile(path).take()
+    it.release()
+
+
+@pytest.mark.parametrize("content", [b"hello", b"[prefork]\napp = a:b\n"])
+def test_a_check_refuses_what_is_no_pidfile(path: pathlib.Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(PidfileUnusable, match="not a pid"):
+        Pidfile(path).check()
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("where", ["none/it.pid", "/proc/1/it.pid", "file/it.pid", "link.pid"])
+def test_a_check_refuses_a_place_that_cannot_be_written(tmp_path: pathlib.Path, where: str) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link.pid").symlink_to(tmp_path / "none" / "it.pid")
+    with pytest.raises(PidfileUnusable, match="cannot be used"):
+        Pidfile(tmp_path / where).check()
+
+
+# -- at a reload ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["nowhere/it.pid", "garbage"])
+def test_a_new_pidfile_that_cannot_be_used_does_not_end_the_worker(project: Project, where: str) -> None:
+    (project.folder / "garbage").write_text("hello")
+    worker = project.worker("pidfile = it.pid")
+    conf = worker._conf
+    good = conf.read_text()
+    conf.write_text(good.replace("it.pid", where))
+    worker.send(signal.SIGHUP)
+    until(lambda: "the old one goes on" in worker.log or worker.process.poll() is not None)
+    assert worker.process.poll() is None, worker.log
+    assert f"{where} " in worker.log.splitlines()[-1]
+    assert project.tasks.add.enqueue(1).wait(timeout=20) == 3
+    conf.write_text(good)
+    hang_up(worker)
+    assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("new", ["new.pid", None])
+def test_the_old_pidfile_is_gone_when_a_reload_names_another_or_none(project: Project, new: str | None) -> None:
+    worker = project.worker("pidfile = old.pid")
+    conf = worker._conf
+    conf.write_text(conf.read_text().replace("pidfile = old.pid", f"pidfile = {new}" if new else ""))
+    hang_up(worker)
+    there = sorted(path.name for path in project.folder.glob("*.pid"))
+    assert there == ([new] if new else [])
+    if new:
+        assert (project.folder / new).read_text() == f"{worker.pid}\n"
+    assert worker.stop() == 0
+    assert not list(project.folder.glob("*.pid*"))
+
+
+def test_the_pidfile_is_there_all_through_a_reload(project: Project) -> None:
+    worker = project.worker("pidfile = it.pid")
+    path = project.folder / "it.pid"
+    inode = path.stat().st_ino
+    for _ in range(3):
+        hang_up(worker)
+        assert path.stat().st_ino == inode
+        assert path.read_text() == f"{worker.pid}\n"
+    assert worker.stop() == 0
+    assert not path.exists()
