@@ -30,6 +30,7 @@ from prefork.worker.loop import Loop, Timer
 from prefork.worker.outage import Outage
 
 log = logging.getLogger("prefork")
+REFUSED_PAUSE_S = 0.5
 PID = re.compile("[1-9][0-9]{0,8}")
 
 
@@ -90,7 +91,7 @@ class Lease:
         self._timer: Timer | None = None
         self._taking_over: set[tuple[str, str]] = set()
         self._outages: dict[str, Outage] = {}
-        self._beginning: Callable[[], None] | None = None  # until all leases are taken
+        self._asked: tuple[bool, Callable[[], None]] | None = None  # first or not, whom to call, until it is granted
         self.worker = ""
         self.new_identity()
 
@@ -105,43 +106,46 @@ class Lease:
 
     def begin(self, held: Callable[[], None]) -> None:
         """Take a lease on each queue, then call `held`. What the broker refuses is asked for again."""
-
-        def taken() -> None:
-            self._beginning = None
-            held()
-
-        self._beginning = held
-        self._beat_all(True, taken)
+        self._asked = True, held
+        self._beat_all()
 
     def renew(self, held: Callable[[], None] = lambda: None) -> None:
-        """Renew all leases now, then call `held`; `fenced` is called in its place if one is gone."""
-        self._beat_all(False, held)
+        """Renew all leases now, then call `held`, as above; `fenced` is called in its place if one is gone."""
+        self._asked = False, held
+        self._beat_all()
 
-    def _beat_all(self, first: bool, held: Callable[[], None]) -> None:
+    def renew_soon(self, held: Callable[[], None]) -> None:
+        """The same, after the pause that a broker which refuses something is given."""
+        self._asked = False, held
+        self._beat_in(REFUSED_PAUSE_S)
+
+    def _beat_in(self, pause_s: float) -> None:
         if self._timer:
             self._timer.cancel()
-        self._timer = self._loop.call_later(self._lease_ms / 3000, self._tick)
+        self._timer = self._loop.call_later(min(pause_s, self._lease_ms / 3000), self._tick)
+
+    def _beat_all(self) -> None:
+        self._beat_in(self._lease_ms / 3000)
+        asked = self._asked
         due = set(map(id, self._claims.queues))
 
         def answered(queue: Queue, reply: Any) -> None:
             if self._take_in(queue, reply):
                 due.discard(id(queue))
-                if not due:
-                    held()
+                if asked and not due and self._asked is asked:
+                    self._asked = None
+                    asked[1]()
 
         for queue in self._claims.queues:
-            call = verbs.beat(queue.keys, self.worker, self._lease_ms, first=first)
+            call = verbs.beat(queue.keys, self.worker, self._lease_ms, first=bool(asked and asked[0]))
             self._channel.send(call, lambda reply, queue=queue: answered(queue, reply))  # type: ignore[misc]
 
     def _tick(self) -> None:
         if self._channel.ready:
-            if self._beginning:
-                self.begin(self._beginning)
-            else:
-                self.renew()
+            self._beat_all()
             self._channel.flush()
         else:
-            self._timer = self._loop.call_later(self._lease_ms / 3000, self._tick)
+            self._beat_in(self._lease_ms / 3000)
 
     def _take_in(self, queue: Queue, reply: Any) -> bool:
         if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("FENCED"):
@@ -151,6 +155,7 @@ class Lease:
         if isinstance(reply, Exception):
             if not isinstance(reply, Lost):  # a connection that broke comes back with a renewal
                 outage.begins(f"the broker refuses the lease on queue {queue.keys.queue}: {reply}; asking again")
+                self._beat_in(REFUSED_PAUSE_S)
             return False
         outage.ends()
         now_ms, next_due_ms, waiting, *leases = reply

@@ -25,7 +25,7 @@ from setproctitle import setproctitle
 
 from prefork.app import Prefork
 from prefork.broker import verbs
-from prefork.broker.channel import Channel
+from prefork.broker.channel import Channel, Lost
 from prefork.broker.keys import Keys, queues_key, worker_key
 from prefork.config import Settings
 from prefork.worker.child import Child
@@ -134,6 +134,8 @@ class Master:
         self._watchdog()
         self.loop.run()
         self.status.close()
+        if self._reloading:
+            self.notify.watchdog()  # the next one comes when the new version has imported the app
         return self._reloading
 
     def _live_as_child(self, number: int, end: ChildEnd, slate: Slate) -> None:
@@ -213,7 +215,7 @@ class Master:
 
     def _up(self) -> None:
         self._outage.ends()
-        if not self.settlement.worker:
+        if not self._held:  # nothing was claimed yet
             self._begin()
         else:
             self.lease.reconnected()
@@ -254,15 +256,30 @@ class Master:
             self.notify.ready(f"{self.pool.size} children, queues {queues}")
 
     def _reconcile(self) -> None:
-        """After a broken connection: put back what a claim took whose reply was lost."""
-        known = self.work.known_ids()
+        """After a broken connection: put back what a claim took whose reply was lost. Only then claim again."""
+        known, worker = self.work.known_ids(), self.lease.worker
+        due = {queue.keys.queue for queue in self.claims.queues}
+
+        def answered(queue: str, reply: object) -> None:
+            if worker != self.lease.worker or isinstance(reply, Lost):
+                return
+            if isinstance(reply, Exception):
+                self.lease.renew_soon(self._reconcile)
+                return
+            due.discard(queue)
+            if not due:
+                if not self.shutdown.begun:
+                    self.claims.open = True
+                    self.claims.wake_all()
+                self.settlement.resend()
+
         for queue in self.claims.queues:
-            kept = known | self.settlement.outboxes[queue.keys.queue].ids()
-            self.channel.send(verbs.restore(queue.keys, self.lease.worker, "keep", kept), lambda reply: None)
-        if not self.shutdown.begun:
-            self.claims.open = True
-            self.claims.wake_all()
-        self.settlement.resend()
+            name = queue.keys.queue
+            kept = known | self.settlement.outboxes[name].ids()
+            self.channel.send(
+                verbs.restore(queue.keys, worker, "keep", kept),
+                lambda reply, name=name: answered(name, reply),  # type: ignore[misc]
+            )
 
     def _fenced(self, said: str) -> None:
         """Another worker has taken over all that this one held: drop it, and begin anew as a new worker."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import time
 from collections.abc import MutableMapping
@@ -27,7 +28,8 @@ class Notifier:
         """As NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID say."""
         address, usec = os.environ.get("NOTIFY_SOCKET", ""), os.environ.get("WATCHDOG_USEC", "")
         ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-        interval_s = int(usec) / 2e6 if address and ours and usec.isdecimal() and int(usec) else None
+        number = int(usec) if re.fullmatch("[0-9]{1,15}", usec) else 0
+        interval_s = number / 2e6 if address and ours and number else None
         return cls(address, interval_s)
 
     def ready(self, status: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -63,7 +64,7 @@ def test_what_is_told(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("usec", "pid", "interval_s"),
     [("30000000", None, 15.0), ("30000000", "me", 15.0), ("30000000", "1", None), ("", None, None), ("x", None, None),
-     ("0", None, None)],
+     ("0", None, None), ("-5", None, None), ("9" * 5000, None, None), ("3e7", None, None)],
 )  # fmt: skip
 def test_how_often_the_watchdog_wants_to_hear(
     usec: str, pid: str | None, interval_s: float | None, monkeypatch: pytest.MonkeyPatch
@@ -85,6 +86,21 @@ def test_without_a_socket_or_with_one_that_is_gone_or_full_nothing_happens(
     for _ in range(2000):
         Notifier(full.path, None).watchdog()
     full.close()
+
+
+def test_what_is_told_may_be_any_text(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", listener.path)
+    Notifier.from_environment().ready("queues é, 送信=1")
+    assert listener.listen() == [{"READY": "1", "STATUS": "queues é, 送信=1"}]
+
+
+def test_no_descriptor_is_left_open(listener: Listener) -> None:
+    before = len(os.listdir("/dev/fd"))
+    for _ in range(10):
+        Notifier(listener.path, None).watchdog()
+        Notifier("/nowhere", None).watchdog()
+        Notifier("/" + "x" * 200, None).watchdog()
+    assert len(os.listdir("/dev/fd")) == before
 
 
 def test_a_child_forgets_it() -> None:
@@ -113,3 +129,53 @@ def test_a_worker_tells_of_its_life(project: Project, tmp_path: pathlib.Path) ->
     assert worker.stop() == 0
     assert systemd.count("STOPPING") == 1
     systemd.close()
+
+
+def test_the_time_until_the_new_version_is_up_counts_from_its_start(project: Project, tmp_path: pathlib.Path) -> None:
+    systemd = Listener(str(tmp_path / "systemd"))
+    worker = project.worker(NOTIFY_SOCKET=systemd.path, WATCHDOG_USEC="600000000")
+    until(lambda: systemd.count("READY") == 1)
+    assert systemd.count("WATCHDOG") == 1
+    worker.send(signal.SIGHUP)
+    until(lambda: systemd.count("READY") == 2)
+    assert [next(iter(message)) for message in systemd.heard] == [
+        "WATCHDOG", "READY", "RELOADING", "WATCHDOG", "WATCHDOG", "READY"
+    ]  # fmt: skip
+    assert worker.stop() == 0
+    systemd.close()
+
+
+def test_a_watchdog_that_is_meant_for_another_process_hears_nothing(project: Project, tmp_path: pathlib.Path) -> None:
+    systemd = Listener(str(tmp_path / "systemd"))
+    worker = project.worker(NOTIFY_SOCKET=systemd.path, WATCHDOG_USEC="20000", WATCHDOG_PID="1")
+    until(lambda: systemd.count("READY") == 1)
+    assert project.tasks.nap.enqueue(1, 0.1).wait(timeout=20) == 1
+    assert worker.stop() == 0
+    assert [next(iter(message)) for message in systemd.listen()] == ["READY", "STOPPING"]
+    systemd.close()
+
+
+def test_a_worker_does_not_wait_for_one_who_does_not_listen(project: Project, tmp_path: pathlib.Path) -> None:
+    systemd = Listener(str(tmp_path / "systemd"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        probe.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(100_000):
+                probe.sendto(b"x", systemd.path)
+        worker = project.worker(NOTIFY_SOCKET=systemd.path, WATCHDOG_USEC="2000")
+        assert project.tasks.add.enqueue(1).wait(timeout=20) == 3
+        assert worker.stop() == 0
+        assert "Traceback" not in worker.log
+        with pytest.raises(BlockingIOError):  # full all the time
+            probe.sendto(b"x", systemd.path)
+    systemd.close()
+
+
+def test_a_supervisor_that_is_gone_is_no_reason_to_fail(project: Project, tmp_path: pathlib.Path) -> None:
+    systemd = Listener(str(tmp_path / "systemd"))
+    worker = project.worker(NOTIFY_SOCKET=systemd.path, WATCHDOG_USEC="20000")
+    systemd.close()
+    (tmp_path / "systemd").unlink()
+    assert project.tasks.add.enqueue(1).wait(timeout=20) == 3
+    assert worker.stop() == 0
+    assert "Traceback" not in worker.log
