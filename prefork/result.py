@@ -11,6 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import orjson
 
 from prefork import message
+from prefork.broker import facts
 from prefork.broker.client import Client, Disturbed
 from prefork.errors import BadMessage, Cancelled, ResultUnavailable, TaskFailed, WaitTimeout
 
@@ -118,7 +119,7 @@ class TaskResult(Generic[R_co]):
         """Ask the broker. Raises ResultUnavailable when it knows nothing of this task (any more)."""
         place, raw, state, record, _, score = self._app.client.inspect(self.queue_name, self.id)
         if record is not None:
-            self._take_record(orjson.loads(record))
+            self._take_record(record)
         elif place == "dead":
             self.status = TaskStatus.FAILED
             self._take_state(raw, state)
@@ -188,8 +189,13 @@ class TaskResult(Generic[R_co]):
     def _keeps_none(self) -> bool:
         return self._app.result_ttl_ms(self.task_name) == 0
 
-    def _take_record(self, record: dict[str, Any]) -> None:
-        self.status = TaskStatus(record["status"])
+    def _take_record(self, raw: bytes) -> None:
+        try:
+            record = orjson.loads(raw)
+            self.status = TaskStatus(record["status"])
+        except (ValueError, TypeError, KeyError):
+            raise ResultUnavailable(f"the result of task {self.id} is damaged: {raw[:60]!r}") from None
+        record["errors"] = facts.errors(record.get("errors"))
         self.task_name = record.get("task", self.task_name)
         self._enqueued_ms = record.get("enqueued_ms") or self._enqueued_ms
         self._value = record.get("value")

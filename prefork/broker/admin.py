@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from prefork.broker import verbs
+import orjson
+
+from prefork.broker import facts, verbs
 from prefork.broker.client import Client
-from prefork.errors import UnknownQueue
-from prefork.message import State
+from prefork.broker.listing import values
+from prefork.broker.survey import Sight
+from prefork.errors import BadMessage, UnknownQueue
+from prefork.message import State, decode
 
-BATCH = 100
+BATCH = 100  # messages in one script
+BATCH_BYTES = 1 << 18  # of their states
+RESULT_TTL_MS = 86_400_000  # of what is cancelled here, where nobody knows the task's own
 PLACES = {"pending": ("pending", "ranked"), "scheduled": ("scheduled",), "dead": ("dead",)}
 
 
@@ -35,14 +42,20 @@ def retry(client: Client, queue: str, ids: Iterable[str]) -> int:
     return revived + (_revive(client, queue, batch) if batch else 0)
 
 
-def _revive(client: Client, queue: str, ids: list[str]) -> int:
+def _revive(client: Client, queue: str, ids: Sequence[str | bytes]) -> int:
     k = client.keys(queue)
-    states = []
-    for id, raw in zip(ids, client.read("hmget", k.state, ids), strict=True):
+    states: list[tuple[Any, bytes]] = []
+    revived = size = 0
+    for id, raw in zip(ids, values(client, k.state, ids), strict=True):
         state = State.decode(raw)
         state.retried = state.crashes = state.unknown = state.due_ms = 0
+        state.errors, state.progress = facts.errors(state.errors), None
         states.append((id, state.encode()))
-    return int(client.call(verbs.revive(k, states)))
+        size += len(states[-1][1])
+        if size > BATCH_BYTES:
+            revived += int(client.call(verbs.revive(k, states)))
+            states, size = [], 0
+    return revived + (int(client.call(verbs.revive(k, states))) if states else 0)
 
 
 def retry_dead(client: Client, queue: str) -> int:
@@ -52,10 +65,27 @@ def retry_dead(client: Client, queue: str) -> int:
     until_ms = seconds * 1000 + micros // 1000  # those that die again meanwhile are left
     revived = stuck = 0
     while ids := client.read("zrangebyscore", k.dead, "-inf", until_ms, start=stuck, num=BATCH):
-        some = _revive(client, queue, [id.decode("utf-8", "surrogateescape") for id in ids])
+        some = _revive(client, queue, ids)
         stuck += len(ids) - some
         revived += some
     return revived
+
+
+def cancel(client: Client, id: str, seen: Sight) -> str:
+    """Cancel what has not started, or ask the worker that runs it to stop it. -> cancelled, asked or finished"""
+    try:
+        message = decode(id.encode(), seen.queue, seen.raw or b"")
+        task, enqueued_ms = message.header.task, message.enqueued_ms
+    except BadMessage:
+        task, enqueued_ms = "", 0
+    seconds, micros = client.time()
+    error = {"class": "prefork.Cancelled", "message": "cancelled before it started", "traceback": ""}
+    record = {
+        "status": "FAILED", "task": task, "attempts": seen.state.attempts, "enqueued_ms": enqueued_ms,
+        "started_ms": seen.state.started_ms, "finished_ms": seconds * 1000 + micros // 1000,
+        "errors": [*facts.errors(seen.state.errors), error],
+    }  # fmt: skip
+    return client.cancel(seen.queue, id, RESULT_TTL_MS, orjson.dumps(record), stop=True)
 
 
 def delete(client: Client, queue: str, id: str) -> str:
@@ -65,11 +95,13 @@ def delete(client: Client, queue: str, id: str) -> str:
 
 
 def purge(client: Client, queue: str, places: Iterable[str]) -> int:
-    """Delete all that is in these places: pending, scheduled, dead. -> how many messages"""
-    gone = 0
+    """Delete all that is in these places now: pending, scheduled, dead. -> how many messages"""
+    gone, k = 0, client.keys(queue)
     for place in (part for name in places for part in PLACES[name]):
-        while some := int(client.call(verbs.purge(client.keys(queue), place, BATCH))):
-            gone += some
+        # As many as there are now, or a producer that is faster than this would keep it busy for ever.
+        left = client.read("llen", k.pending) if place == "pending" else client.read("zcard", getattr(k, place))
+        while left > 0 and (some := int(client.call(verbs.purge(k, place, min(left, BATCH))))):
+            gone, left = gone + some, left - some
     return gone
 
 

@@ -17,7 +17,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from prefork.broker import address, durability, lookup, trouble, verbs
+from prefork.broker import address, durability, facts, lookup, trouble, verbs
 from prefork.broker.keys import Keys, queues_key, worker_key
 from prefork.errors import BrokerError, EnqueueUncertain
 
@@ -221,7 +221,7 @@ class Client:
     def inspect(self, queue: str, id: str) -> list[Any]:
         """All that is known of a task in a queue; see inspect.lua."""
         found: list[Any] = self.call(verbs.inspect(self.keys(queue), id))
-        return [found[0].decode(), *found[1:4], found[4].decode(), int(float(found[5]))]
+        return [found[0].decode(), *found[1:4], facts.name(found[4]), facts.whole(found[5])]
 
     def census(self, queue: str) -> list[Any]:
         """What a queue holds; see census.lua."""
@@ -231,7 +231,7 @@ class Client:
     def queues(self) -> list[str]:
         """The names of all queues that were ever used, sorted."""
         names = self._bounded(lambda: self.connection().smembers(queues_key(self.prefix)), uncertain=False)
-        return sorted(name.decode() for name in names)
+        return sorted(map(facts.name, names))
 
     def rehearse(self, queues: Iterable[str]) -> None:
         """Ask for what a worker asks for, as one that is none. Raises BrokerError for what the broker refuses it."""

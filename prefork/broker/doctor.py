@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefork.broker import survey, verbs
+from prefork.broker import facts, survey, verbs
 from prefork.broker.client import Client
 
 CLOCK_OFF_S = 2.0
 SLOW_PING_MS = 20.0
 LEAST_PIPE_PAGES = 16_384
+LOOKS, MOST_WORKERS = 4000, 20  # of a script that takes a sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +68,12 @@ def memory(info: dict[str, Any]) -> Iterator[Finding]:
         info.get("maxmemory", 0),
         info.get("used_memory", 0),
     )
-    if limit and policy != "noeviction":
-        yield Finding(
-            "error",
-            f"maxmemory-policy is {policy}: when memory is short, tasks are thrown away",
-            "CONFIG SET maxmemory-policy noeviction",
-        )
+    if policy != "noeviction":
+        # Only results, reports and requests have a time to live.
+        lost = "results are thrown away before their time" if policy.startswith("volatile") else "tasks are thrown away"
+        when = "when memory is short" if limit else "as soon as there is a maxmemory and it is reached"
+        level = "error" if limit and not policy.startswith("volatile") else "warning"
+        yield Finding(level, f"maxmemory-policy is {policy}: {when}, {lost}", "CONFIG SET maxmemory-policy noeviction")
     if limit and used > 0.8 * limit:
         yield Finding("warning", f"{used / limit:.0%} of maxmemory is used", "raise maxmemory, or drain the queues")
 
@@ -111,12 +112,19 @@ def _queue(client: Client, name: str) -> Iterator[Finding]:
             f"queue {name}: {counted.messages - placed} messages are in no place, so that nobody runs them",
             "keep a copy of the data, and report it: this must not happen",
         )
+    for finding in _sample(client, name, len(counted.leases)):
+        sound = False
+        yield finding
     ended = [worker for worker, ends_ms in counted.leases.items() if ends_ms < counted.now_ms]
     if ended:
         sound = False
+        k = client.keys(name)
+        held = sum(client.read("zcard", k.active(worker)) for worker in ended)
+        host, pid = survey.whose(ended[0])
         yield Finding(
-            "error",
-            f"queue {name}: the leases of {len(ended)} workers have ended, first {ended[0]}; what they hold waits",
+            "error" if held else "warning",
+            f"queue {name}: the leases of {len(ended)} workers have ended, first that of pid {pid} on {host}; "
+            f"they hold {held} tasks, which wait",
             "start a worker on this queue: it takes over",
         )
     if report.pending and not counted.leases:
@@ -127,10 +135,31 @@ def _queue(client: Client, name: str) -> Iterator[Finding]:
             "start a worker on this queue",
         )
     if report.paused:
-        yield Finding("warning", f"queue {name} is paused", "resume it when it may run again")
+        sound = False
+        yield Finding(
+            "warning",
+            f"queue {name} is paused, {report.pending} tasks wait",
+            f"prefork resume {name}, when it may run again",
+        )
     if sound:
         yield Finding(
             "ok",
             f"queue {name}: {report.pending} pending, {report.scheduled} scheduled, {report.active} active, "
             f"{report.dead} dead, {len(counted.leases)} workers",
         )
+
+
+def _sample(client: Client, name: str, workers: int) -> Iterator[Finding]:
+    """Look for some ids of each place in all the others."""
+    k = client.keys(name)
+    sets = 3 + min(workers, MOST_WORKERS)
+    each = min(100, LOOKS // (sets * (sets + 1)))
+    looked, bare, twice = client.call(verbs.sample(k, each, MOST_WORKERS))
+    for ids, what in ((twice, "are in two places, and may run twice"), (bare, "have no message, and are passed over")):
+        if ids:
+            first = facts.name(ids[0])
+            yield Finding(
+                "error" if ids is twice else "warning",
+                f"queue {name}: of {looked} ids that were looked at, {len(ids)} {what}; the first is {first}",
+                f"prefork show {first}; and report it: this must not happen",
+            )

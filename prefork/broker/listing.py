@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from prefork.broker import verbs
 from prefork.broker.client import Client
-from prefork.broker.survey import census, iso, of_message
+from prefork.broker.facts import iso, name
+from prefork.broker.survey import census, of_message
 from prefork.message import State
 
 PAGE = 200  # messages in one command
+CANCELLED = b"0 cancelled"
 Found = list[tuple[bytes, dict[str, Any]]]
 
 
@@ -22,17 +26,22 @@ def page(client: Client, queue: str, place: str, offset: int, limit: int) -> lis
     for at in range(0, len(ids), PAGE):
         some = ids[at : at + PAGE]
         names = [id for id, _ in some]
-        messages = client.read("hmget", k.messages, names)
-        states = client.read("hmget", k.state, names)
-        for (id, known), raw, state in zip(some, messages, states, strict=True):
-            if raw is not None and raw != b"0 cancelled":  # else it has gone on meanwhile
-                text = id.decode("utf-8", "backslashreplace")
-                rows.append(
-                    {"id": text, "queue": queue, "place": place}
-                    | known
-                    | of_message(text, queue, raw, State.decode(state))
-                )
+        found = zip(some, values(client, k.messages, names), values(client, k.state, names), strict=True)
+        for (id, known), raw, state in found:
+            if raw is not None and raw != CANCELLED:  # else it has gone on meanwhile
+                text = name(id)
+                head = {"id": text, "queue": queue, "place": place}
+                rows.append(head | known | of_message(text, queue, raw, State.decode(state)))
     return rows
+
+
+def values(client: Client, key: str, fields: Sequence[str | bytes]) -> Iterator[bytes | None]:
+    """Of a hash, one for each field; however large they are, no command for them takes long."""
+    at = 0
+    while at < len(fields):
+        found: list[bytes | None] = client.call(verbs.peek(key, fields[at : at + PAGE]))
+        yield from found
+        at += len(found)
 
 
 def _pending(client: Client, queue: str, offset: int, limit: int) -> Found:

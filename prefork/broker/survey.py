@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any
 
-import orjson
-
+from prefork.broker import facts, verbs
 from prefork.broker.client import Client
+from prefork.broker.facts import iso
 from prefork.errors import BadMessage, ResultUnavailable
-from prefork.message import State, decode
+from prefork.message import STATE_FIELDS, State, decode
+
+MOMENTS = {"pending": "enqueued_at", "scheduled": "due_at", "active": "claimed_at", "dead": "died_at"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +46,13 @@ class Census:
 def census(client: Client, queue: str) -> Census:
     """Count what a queue holds."""
     now_ms, pending, scheduled, active, dead, paused, messages, stats, leases, *first = client.census(queue)
-    counters = {name.decode(): int(count) for name, count in zip(stats[::2], stats[1::2], strict=True)}
+    counters = facts.scored(stats)
     waited_ms = now_ms - _ready_ms(queue, *first, now_ms=now_ms) if first else 0
     report = QueueReport(
         queue, pending, scheduled, active, dead, bool(paused), counters.get("processed", 0), counters.get("failed", 0),
         round(max(0, waited_ms) / 1000, 3),
     )  # fmt: skip
-    ends = {name.decode(): int(float(end)) for name, end in zip(leases[::2], leases[1::2], strict=True)}
-    return Census(report, now_ms, messages, ends)
+    return Census(report, now_ms, messages, facts.scored(leases))
 
 
 def queues(client: Client) -> list[dict[str, Any]]:
@@ -78,72 +78,97 @@ def workers(client: Client, limit_s: float = 1.0) -> list[dict[str, Any]]:
     reports = _reports(client, asked, time.monotonic() + limit_s)
     told = []
     for name in sorted(ends):
-        parts = name.rsplit(":", 4)
-        pid = int(parts[2]) if len(parts) == 5 and parts[2].isdecimal() else 0
-        silent = {"worker": name, "host": parts[0], "pid": pid, "queues": listens[name]}
-        known = reports.get(name, silent) | {"answered": name in reports}
+        host, pid = whose(name)
+        silent = {"host": host, "pid": pid, "queues": listens[name]}
+        known = reports.get(name, silent) | {"worker": name, "answered": name in reports}
         held = sum(client.read("zcard", client.keys(q).active(name)) for q in listens[name])
         told.append(known | {"holds": held, "lease_s": round((ends[name] - now_ms) / 1000, 3)})
     return told
+
+
+def whose(worker: str) -> tuple[str, int]:
+    """Host and pid of a worker, by its name; pid 0 for a name that is none of ours."""
+    parts = worker.rsplit(":", 4)
+    ours = len(parts) == 5 and parts[2].isascii() and parts[2].isdecimal()
+    return parts[0], int(parts[2]) if ours and len(parts[2]) < 12 else 0
 
 
 def _reports(client: Client, names: list[str], until_s: float) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     while True:
         for name in names:
-            if name not in found and (raw := client.reported(name)):
-                found[name] = orjson.loads(raw)
+            if name not in found and (told := facts.report(client.reported(name) or b"")):
+                found[name] = told
         if len(found) == len(names) or time.monotonic() > until_s:
             return found
         time.sleep(0.02)
 
 
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """One task, as inspect.lua has found it. `score_ms`: when it is due, was claimed, or died, by its place."""
+
+    queue: str
+    place: str
+    raw: bytes | None
+    state: State
+    record: bytes | None
+    worker: str
+    score_ms: int
+
+
+def look(client: Client, queue: str, id: str) -> Sight | None:
+    """Look for a task in one queue. None: nothing is known of it there."""
+    place, raw, state, record, worker, score = client.call(verbs.inspect(client.keys(queue), id))
+    if not place:
+        return None
+    return Sight(queue, place.decode(), raw, State.decode(state), record, facts.name(worker), facts.whole(score))
+
+
+def find(client: Client, id: str) -> Sight:
+    """Look for a task in all queues. Raises ResultUnavailable when nothing is known of it."""
+    for queue in client.queues():
+        if seen := look(client, queue, id):
+            return seen
+    raise ResultUnavailable(f"nothing is known of task {id}: its result has expired, or it never was")
+
+
 def queue_of(client: Client, id: str) -> str | None:
     """The queue that a task is in, or was in; None when nothing is known of it."""
-    return next((queue for queue in client.queues() if client.inspect(queue, id)[0]), None)
+    return next((queue for queue in client.queues() if look(client, queue, id)), None)
 
 
 def task(client: Client, id: str) -> dict[str, Any]:
     """Everything that is known of one task. Raises ResultUnavailable when nothing is."""
-    for queue in client.queues():
-        place, raw, state, record, worker, score_ms = client.inspect(queue, id)
-        if place:
-            break
-    else:
-        raise ResultUnavailable(f"nothing is known of task {id}: its result has expired, or it never was")
-    known: dict[str, Any] = {"id": id, "queue": queue, "place": place}
-    if worker:
-        known["worker"] = worker
-    if score_ms:
-        known[{"scheduled": "due_at", "active": "claimed_at", "dead": "died_at"}[place]] = iso(score_ms)
-    if raw is not None:
-        known |= of_message(id, queue, raw, State.decode(state))
-    if record is not None:
-        known |= _with_times(orjson.loads(record))
-    return known
+    seen = find(client, id)
+    known: dict[str, Any] = {"id": id, "queue": seen.queue, "place": seen.place}
+    if seen.worker:
+        known["worker"] = seen.worker
+    if seen.score_ms and seen.place in MOMENTS:
+        known[MOMENTS[seen.place]] = iso(seen.score_ms)
+    if seen.raw is not None:
+        known |= of_message(id, seen.queue, seen.raw, seen.state)
+    return known | (facts.record(seen.record) if seen.record is not None else {})
 
 
 def of_message(id: str, queue: str, raw: bytes, state: State) -> dict[str, Any]:
     """What a message and its state tell, with times in ISO 8601; of one that can't be read, what there is."""
-    happened = _with_times({name: value for name, value in asdict(state).items() if value and name != "due_ms"})
+    past = {name: value for name in STATE_FIELDS if name != "due_ms" and (value := getattr(state, name))}
+    happened = facts.with_times(past)
+    if "errors" in happened:
+        happened["errors"] = facts.errors(happened["errors"])
+    if "progress" in happened:
+        happened["progress"] = facts.progress(happened["progress"])
     try:
         message = decode(id.encode(), queue, raw)
-        args, kwargs = orjson.loads(message.body)
+        args, kwargs = facts.load(message.body)
+        if not isinstance(args, list) or not isinstance(kwargs, dict):
+            raise ValueError("its arguments are not [[…], {…}]")
     except (BadMessage, ValueError, TypeError) as error:
-        return {"unreadable": str(error), "raw": raw[:2000].decode("utf-8", "replace"), **happened}
+        return facts.unreadable(raw, error) | happened
     options = {name: value for name, value in asdict(message.header).items() if value is not None and name != "task"}
     told = {"task": message.header.task, "args": args, "kwargs": kwargs, "priority": message.priority}
     return {**told, "enqueued_at": iso(message.enqueued_ms), "options": options, **happened}
-
-
-def _with_times(known: dict[str, Any]) -> dict[str, Any]:
-    """The same, with `…_ms` since the epoch as `…_at` in ISO 8601."""
-    return {
-        (name.removesuffix("_ms") + "_at" if name.endswith("_ms") else name): (
-            iso(value) if name.endswith("_ms") else value
-        )
-        for name, value in known.items()
-    }
 
 
 def _ready_ms(queue: str, id: bytes, raw: bytes | None, state: bytes | None, *, now_ms: int) -> int:
@@ -155,8 +180,3 @@ def _ready_ms(queue: str, id: bytes, raw: bytes | None, state: bytes | None, *, 
     header = message.header
     asked_ms = header.due_ms or message.enqueued_ms + round((header.delay_s or 0) * 1000)
     return max(message.enqueued_ms, asked_ms, State.decode(state).due_ms)
-
-
-def iso(ms: int | float | None) -> str | None:
-    """ISO 8601, of milliseconds since the epoch."""
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds") if ms else None

@@ -138,6 +138,17 @@ def pause(k: Keys, *, on: bool) -> Call:
     return Call("pause", (k.paused, k.wake), ("01"[on],))
 
 
+def peek(hash_key: str, fields: Iterable[str | bytes]) -> Call:
+    """Some values of a hash. -> those of the first fields, as many as are not too large together"""
+    return Call("peek", (hash_key,), tuple(fields))
+
+
+def sample(k: Keys, n: int, workers: int) -> Call:
+    """Look at up to n ids of each place. -> [how many, [ids without a message], [ids in two places]]"""
+    keys = (k.messages, k.pending, k.ranked, k.scheduled, k.dead, k.leases)
+    return Call("sample", keys, (k.active_prefix, n, workers))
+
+
 def inspect(k: Keys, id: str) -> Call:
     """All that is known of a task. -> [place, message, state, result record, worker, score]"""
     return Call(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import sys
 from pathlib import Path
 
 from prefork import config
@@ -32,7 +34,7 @@ def client_of(options: argparse.Namespace) -> Client:
     url = options.broker or (settings and settings.broker)
     prefix = options.prefix or (settings and settings.prefix)
     if not url and settings and settings.app:
-        app = load_app(settings)
+        app = _load(settings)
         return Client(app.client.url, options.prefix or app.prefix)
     url = url or os.environ.get("PREFORK_BROKER")
     if not url:
@@ -45,6 +47,12 @@ def app_of(options: argparse.Namespace) -> Prefork | None:
     settings = config.load(options.config, {}, require_app=False) if options.config else None
     if settings is None or settings.app is None:
         return None
-    app = load_app(settings)
+    app = _load(settings)
     app.connect_to(options.broker, options.prefix)
     return app
+
+
+def _load(settings: config.Settings) -> Prefork:
+    """The app. What it prints at its import is no part of a command's output."""
+    with contextlib.redirect_stdout(sys.stderr):
+        return load_app(settings)

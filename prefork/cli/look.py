@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from prefork.broker import admin, doctor, listing, survey
+from prefork.broker.client import Client
 from prefork.cli.connect import client_of
 from prefork.cli.output import ago, megabytes, plain, print_json, print_table, shortened, span
 
@@ -57,7 +58,7 @@ def _workers(options: argparse.Namespace) -> int:
         print("no worker holds a lease on any queue")
     else:
         head = ("host", "pid", "child", "state", "up", "memory", "runs", "id", "for")
-        print_table(head, (row for worker in told for row in _worker_rows(worker)))
+        print_table(head, (row for worker in told for row in _worker_rows(worker)), elastic=("host", "runs"))
     return 0
 
 
@@ -90,20 +91,36 @@ def _list(options: argparse.Namespace) -> int:
     elif not rows:
         print(f"nothing is {options.state} in queue {queue}" + (f" after {offset}" if offset else ""))
     else:
-        when = {"pending": "enqueued_at", "scheduled": "due_at", "active": "claimed_at", "dead": "died_at"}[
-            options.state
-        ]
-        head = ("id", "task", "attempts", when.removesuffix("_at"), "worker" if options.state == "active" else "error")
-        print_table(head, (_row(row, when) for row in rows))
+        _print_page(rows, options.state)
+        _print_rest(client, queue, options.state, offset + len(rows))
     return 0
 
 
-def _row(row: dict[str, Any], when: str) -> tuple[Any, ...]:
+def _print_page(rows: list[dict[str, Any]], state: str) -> None:
+    when = survey.MOMENTS[state]
+    ranked = any(row.get("priority") for row in rows)
+    middle = ("priority", "attempts") if ranked else ("attempts",)
+    note = "worker" if state == "active" else "error"
+    head = ("id", "task", *middle, when.removesuffix("_at"), note)
+    print_table(head, (_row(row, when, ranked=ranked) for row in rows), elastic=("task", note))
+
+
+def _row(row: dict[str, Any], when: str, *, ranked: bool) -> tuple[Any, ...]:
     call = f"{row['task']}({_arguments(row)})" if "task" in row else row.get("unreadable", "")
     errors = row.get("errors", [])
-    last = f"{errors[-1].get('class', '')}: {errors[-1].get('message', '')}" if errors else ""
-    note = row["worker"].rsplit(":", 4)[0] + " pid " + row["worker"].split(":")[-3] if "worker" in row else last
-    return row["id"], shortened(call, 48), row.get("attempts", 0), ago(row.get(when)), shortened(note, 40)
+    note = f"{errors[-1].get('class', '')}: {errors[-1].get('message', '')}" if errors else ""
+    if "worker" in row:
+        host, pid = survey.whose(row["worker"])
+        note = f"{host} pid {pid}"
+    middle = (row.get("priority", 0),) if ranked else ()
+    return row["id"], shortened(call, 48), *middle, row.get("attempts", 0), ago(row.get(when)), shortened(note, 40)
+
+
+def _print_rest(client: Client, queue: str, state: str, shown: int) -> None:
+    """How many there are beyond this page, if any."""
+    there: int = getattr(survey.census(client, queue).report, state)
+    if there > shown:
+        print(f"… {there - shown:,} more; go on with --offset {shown}")
 
 
 def _arguments(row: dict[str, Any]) -> str:
@@ -119,7 +136,9 @@ def _show(options: argparse.Namespace) -> int:
     errors = known.pop("errors", [])
     width = max(map(len, known))
     for name, value in known.items():
-        print(f"{name:{width}}  {plain(value if isinstance(value, str) else orjson.dumps(value).decode())}")
+        text = value if isinstance(value, str) else orjson.dumps(value).decode()
+        since = f"  ({ago(value)})" if name.endswith("_at") and value else ""
+        print(plain(f"{name:{width}}  {text}{since}"))
     for error in errors:
         attempt = f"attempt {error['attempt']}: " if "attempt" in error else ""
         print(plain(f"\n{attempt}{error.get('class', '')}: {error.get('message', '')}"))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
 WIDEST = 60  # characters of one cell
+NARROWEST = 10  # of one that is shortened to fit the terminal
 
 
 def print_json(value: Any) -> None:
@@ -18,18 +20,31 @@ def print_json(value: Any) -> None:
     sys.stdout.flush()
 
 
-def print_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Columns as wide as they need to be; numbers to the right."""
+def print_table(head: Sequence[str], rows: Iterable[Sequence[Any]], elastic: Collection[str] = ()) -> None:
+    """Columns as wide as they need to be, numbers to the right.
+
+    `elastic`: the columns that are shortened, the widest first, until a row fits the terminal, where there is one.
+    """
     raw = [list(row) for row in rows]
     table = [list(head), *([cell(value) for value in row] for row in raw)]
     widths = [max(len(row[at]) for row in table) for at in range(len(head))]
+    if sys.stdout.isatty():
+        _fit(widths, [at for at, name in enumerate(head) if name in elastic], shutil.get_terminal_size().columns)
     number = [any(isinstance(row[at], int | float) for row in raw) for at in range(len(head))]
     for row in table:
         cells = (
-            text.rjust(width) if right else text.ljust(width)
+            text.rjust(width) if right else shortened(text, width).ljust(width)
             for text, width, right in zip(row, widths, number, strict=True)
         )
         print("  ".join(cells).rstrip())
+
+
+def _fit(widths: list[int], elastic: list[int], columns: int) -> None:
+    while sum(widths) + 2 * (len(widths) - 1) > columns:
+        widest = max(elastic, key=lambda at: widths[at], default=None)
+        if widest is None or widths[widest] <= NARROWEST:
+            return  # a terminal that is as narrow as that has to wrap the lines
+        widths[widest] -= 1
 
 
 def cell(value: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-import time
 from datetime import timedelta
 from typing import Any
 
@@ -15,10 +14,17 @@ from prefork.app import Prefork
 from prefork.broker import admin, survey
 from prefork.cli.connect import app_of, client_of
 from prefork.cli.output import plain, print_json
-from prefork.errors import InvalidArguments, PreforkError, ResultUnavailable, UnknownTask
-from prefork.result import TaskResult, TaskStatus
+from prefork.cli.stop import ASKED, DEFAULT_PATIENCE_S, ENDED, stop, whom
+from prefork.errors import (
+    TEN_YEARS_S,
+    InvalidArguments,
+    PreforkError,
+    ResultUnavailable,
+    TaskFailed,
+    UnknownTask,
+    WaitTimeout,
+)
 
-STOP_PATIENCE_S = 10.0
 Commands = Any
 
 
@@ -34,6 +40,10 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     enqueue.add_argument("--wait", type=float, metavar="S", help="wait so long for its end, and print its result")
     enqueue.set_defaults(run=_enqueue)
     cancel = commands.add_parser("cancel", parents=[common], help="cancel tasks: what waits at once, what runs is told")
+    cancel.add_argument(
+        "--wait", type=float, default=DEFAULT_PATIENCE_S, metavar="S",
+        help="how long to wait for the end of what runs (default: %(default)g; 0: only ask)",
+    )  # fmt: skip
     cancel.set_defaults(run=_cancel)
     retry = commands.add_parser("retry", parents=[common], help="let dead letters run again")
     retry.add_argument("--dead", metavar="QUEUE", help="all dead letters of that queue")
@@ -74,18 +84,32 @@ def _enqueue(options: argparse.Namespace) -> int:
         near += [by_last[last] for last in difflib.get_close_matches(options.task.rpartition(".")[2], by_last, n=1)]
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(app.tasks)[:20])}"
         raise UnknownTask(f"there is no task {options.task!r}; {hint}")
-    after = None if options.delay is None else timedelta(seconds=options.delay)
+    after = None if options.delay is None else timedelta(seconds=_seconds(options.delay, "--delay"))
+    patience_s = None if options.wait is None else _seconds(options.wait, "--wait")
+    if patience_s is not None and app.result_ttl_ms(options.task) == 0:
+        raise InvalidArguments(f"{options.task} keeps no result to wait for: its result_ttl is 0; leave --wait out")
     given = {"queue_name": options.queue, "priority": options.priority, "run_after": after}
     if chosen := {name: value for name, value in given.items() if value is not None}:
         task = task.using(**chosen)
     result = task.enqueue(*args, **kwargs)
     known: dict[str, Any] = {"id": result.id, "queue": result.queue_name}
-    if options.wait is None:
+    if patience_s is None:
         print_json(known) if options.json else print(result.id)
         return 0
-    value = result.wait(timeout=options.wait)
+    try:
+        value = result.wait(timeout=patience_s)
+    except (TaskFailed, WaitTimeout, ResultUnavailable) as error:
+        if options.json:
+            print_json(known | {"error": str(error)})
+        raise
     print_json(known | {"value": value}) if options.json else print(orjson.dumps(value).decode())
     return 0
+
+
+def _seconds(value: float, flag: str) -> float:
+    if not 0 <= value <= TEN_YEARS_S:
+        raise InvalidArguments(f"{flag} {value:g}: give seconds, from 0 to {TEN_YEARS_S:,}")
+    return value
 
 
 def _json(text: str, flag: str, kind: type) -> Any:
@@ -103,31 +127,16 @@ def _json(text: str, flag: str, kind: type) -> Any:
 
 def _cancel(options: argparse.Namespace) -> int:
     client = client_of(options)
-    app = Prefork("prefork", client.url, prefix=client.prefix)
-    queues = {id: survey.queue_of(client, id) for id in options.ids}
-    results = {id: TaskResult[Any](app, id, queue, "", 0) for id, queue in queues.items() if queue is not None}
-    for result in results.values():  # all of them, before any is waited for
-        result.cancel(running=True)
-    give_up_s = time.monotonic() + STOP_PATIENCE_S
-    said = {id: _cancelled(results[id], give_up_s) if id in results else "unknown" for id in options.ids}
-    return _report(options, said, ("cancelled",))
-
-
-def _cancelled(result: TaskResult[Any], give_up_s: float) -> str:
-    """How it has ended, in words."""
-    while time.monotonic() < give_up_s:
-        try:
-            result.refresh()
-        except ResultUnavailable:
-            return "gone"
-        if result.is_finished:
-            errors = result.errors
-            ended_so = bool(errors) and errors[-1].exception_class_path == "prefork.Cancelled"
-            return "cancelled" if ended_so else f"finished ({result.status})"
-        time.sleep(0.05)
-        if result.status is not TaskStatus.RUNNING:
-            result.cancel(running=True)  # it has failed just then, and waits for its retry
-    return f"asked to stop, and still {result.status.lower()}"
+    said = stop(client, options.ids, _seconds(options.wait, "--wait"))
+    if options.json:
+        print_json(said)
+    else:
+        for it in said:
+            verb = "ran" if it["outcome"] in ENDED else "runs"
+            where = f" (it {verb} in {whom(it['worker'])})" if "worker" in it else ""
+            print(plain(f"{it['id']}  {it['outcome']}{where}"))
+    good = ENDED if options.wait else (*ENDED, ASKED)
+    return 0 if all(it["outcome"] in good for it in said) else 1
 
 
 def _retry(options: argparse.Namespace) -> int:

@@ -24,6 +24,8 @@ CALLS = {
     "delete": verbs.delete(KEYS, "a"),
     "purge": verbs.purge(KEYS, "dead", 10),
     "pause": verbs.pause(KEYS, on=True),
+    "peek": verbs.peek(KEYS.messages, ["a", b"b"]),
+    "sample": verbs.sample(KEYS, 10, 5),
     "inspect": verbs.inspect(KEYS, "a"),
     "census": verbs.census(KEYS),
 }

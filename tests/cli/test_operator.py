@@ -228,7 +228,7 @@ def test_list_shows_each_place_in_its_order_page_by_page(project: Project) -> No
     add = project.tasks.add
     first, second = add.enqueue(1), add.enqueue(2)
     high, low = add.using(priority=9).enqueue(3), add.using(priority=-9).enqueue(4)
-    later, soon = add.using(run_after=900).enqueue(5), add.using(run_after=60).enqueue(6)
+    later, soon = add.using(run_after=9000).enqueue(5), add.using(run_after=60).enqueue(6)
     url = project.server.url
     ids = [row["id"] for row in as_json("list", "default", "--broker", url)]
     assert ids == [high.id, first.id, second.id, low.id]
@@ -241,7 +241,7 @@ def test_list_shows_each_place_in_its_order_page_by_page(project: Project) -> No
     assert {"id", "queue", "place", "due_at", "task", "args", "kwargs", "priority", "enqueued_at", "options"} == set(
         rows[0]
     )
-    assert "in 15 min" in prefork("list", "default", "--state", "scheduled", "--broker", url)
+    assert "in 2 h" in prefork("list", "default", "--state", "scheduled", "--broker", url)
     assert prefork("list", "default", "--state", "dead", "--broker", url) == "nothing is dead in queue default\n"
 
 

@@ -50,7 +50,8 @@ LOOKS = [
     *(("list", "default", "--state", state, "--limit", "500") for state in ("pending", "scheduled", "active", "dead")),
     ("list", "default", "--state", "pending", "--limit", "10", "--offset", "90000"),
     ("list", "default", "--state", "dead", "--limit", "10", "--offset", "90000"),
-    ("list", "default", "--state", "pending", "--limit", "10000"), ("list", "default", "--state", "dead", "--limit", "10000"),
+    ("list", "default", "--state", "pending", "--limit", "10000"),
+    ("list", "default", "--state", "dead", "--limit", "10000"),
     ("delete", "ID", "--yes"), ("cancel", "OTHER"),
 ]  # fmt: skip
 

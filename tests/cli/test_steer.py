@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from prefork.broker import survey
 from prefork.cli.exits import EXIT_APP, EXIT_USAGE
 from tests.cli.command import as_json, prefork
 from tests.conftest import Project, until
@@ -58,7 +59,10 @@ def test_enqueue_by_the_app_checks_and_takes_the_tasks_own_queue(project: Projec
         (("tasks.add", "--kwargs", "[]"), "--kwargs must be a JSON object, not '[]'", EXIT_USAGE),
         (("tasks.add", "--args", "[1]", "--priority", "1000"), "priority", 78),
         (("tasks.add", "--args", "[1]", "--queue", "a b"), "'a b'", 78),
-        (("tasks.add", "--args", "[1]", "--delay", "-5"), "run_after", 78),
+        (("tasks.add", "--args", "[1]", "--delay", "-5"), "--delay -5: give seconds", EXIT_USAGE),
+        (("tasks.add", "--args", "[1]", "--delay", "nan"), "--delay nan: give seconds", EXIT_USAGE),
+        (("tasks.add", "--args", "[1]", "--delay", "1e300"), "--delay 1e+300: give seconds", EXIT_USAGE),
+        (("tasks.add", "--args", "[1]", "--wait", "inf"), "--wait inf: give seconds", EXIT_USAGE),
     ],
 )
 def test_enqueue_says_what_is_wrong(project: Project, words: tuple[str, ...], said: str, code: int) -> None:
@@ -94,7 +98,11 @@ def test_cancel_what_waits_what_is_scheduled_and_what_runs(project: Project) -> 
     waiting, later = project.tasks.add.enqueue(1), project.tasks.add.using(run_after=60).enqueue(1)
     ids = [waiting.id, later.id, running.id]
     said = as_json("cancel", *ids, "--broker", project.server.url)
-    assert said == [{"id": id, "outcome": "cancelled"} for id in ids]
+    assert [(it["id"], it["outcome"]) for it in said] == [(id, "cancelled") for id in ids]
+    assert [survey.whose(it["worker"])[1] for it in said if "worker" in it] == [worker.pid]  # who was asked
+    known = as_json("show", waiting.id, "--broker", project.server.url)
+    assert (known["status"], known["task"]) == ("FAILED", f"{project.module_name}.add")
+    assert known["enqueued_at"]
     for result in (running, waiting, later):
         result.refresh()
         assert result.errors[-1].exception_class_path == "prefork.Cancelled"
