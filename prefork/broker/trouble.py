@@ -62,6 +62,23 @@ REMEDIES = (
 )
 
 
+# What does not pass by itself.
+LASTING = (
+    "refuses the password", "asks for a password", "has no password set", "does not permit", "runs in protected mode",
+    "has no such database", "has no connection left", "certificate", "does not speak",
+)  # fmt: skip
+
+
+def lasts(said: str) -> bool:
+    """Whether somebody has to do something about what `explain` has said."""
+    return any(mark in said for mark in LASTING)
+
+
+def tells_little(said: str) -> bool:
+    """Whether a connection just ended, for whatever reason: the next attempt may learn it."""
+    return "closed the connection" in said or "broke the connection off" in said
+
+
 def explain(error: BaseException | str, shown: str, password: str | None = None) -> BrokerError:
     """A BrokerError for what redis-py, the server's reply, or the socket said. `shown`: the address, no password."""
     said = str(error).strip() or type(error).__name__

@@ -24,6 +24,7 @@ from prefork.worker.loop import Loop, Timer
 from prefork.worker.outage import Outage
 
 BLOCK_S = 30
+REFUSED_PAUSE_S = 0.5
 LARGEST_CLAIM = 1000
 Claimed = Callable[[str, list[bytes], list[bytes], list[bytes | None]], None]
 
@@ -80,7 +81,7 @@ class Claims:
     ) -> None:
         self._loop, self.channel, self._blocker, self._clock = loop, channel, blocker, clock
         self._strict, self._claimed, self._fenced, self._requested = strict, claimed, fenced, requested
-        self._outage = Outage("the broker hands out messages again")
+        self.outage = Outage()
         self.queues = queues
         self._by_marker = {queue.keys.wake.encode(): queue for queue in queues}
         self.worker = ""
@@ -89,6 +90,7 @@ class Claims:
         self._blocked_on: tuple[str, set[Queue]] | None = None  # as which worker, on which drained queues
         self._blocker_id = 0
         self._unblocking = False
+        self._deaf = False  # the broker refuses to tell of wake-ups
         self._pause: Timer | None = None
 
     @property
@@ -115,7 +117,8 @@ class Claims:
 
     def listen(self) -> None:
         """While nothing is claimed any more: hear what is asked of this worker."""
-        self._block()
+        if not self._pause:
+            self._block()
 
     def wake(self, queue: Queue) -> None:
         """There may be something in it."""
@@ -155,9 +158,9 @@ class Claims:
                 self._fenced(str(reply))
             elif not isinstance(reply, Lost):  # what a lost claim took is put back after the reconnect
                 queue.owes_claim = True  # the marker that it may have popped is gone
-                self._refused(reply)
+                self._refused("claims", reply)
             return
-        self._outage.ends()
+        self.outage.ends("claims")
         now_ms, next_due_ms, left, ids, messages, states = reply
         self._clock.told(now_ms)
         if not queue.woken:
@@ -166,9 +169,9 @@ class Claims:
         if ids:
             self._claimed(queue.keys.queue, ids, messages, states or [None] * len(ids))
 
-    def _refused(self, reply: Exception) -> None:
-        self._outage.begins(f"the broker refuses to hand out messages: {reply}; asking again")
-        self._pause = self._pause or self._loop.call_later(0.5, self._go_on)
+    def _refused(self, part: str, reply: Exception) -> None:
+        self.outage.begins(part, f"the broker refuses to hand out messages: {reply}")
+        self._pause = self._pause or self._loop.call_later(REFUSED_PAUSE_S, self._go_on)
 
     def _go_on(self) -> None:
         self._pause = None
@@ -194,7 +197,9 @@ class Claims:
             self._blocked_on = self.worker, drained
             markers = [queue.keys.wake for queue in self.queues if queue in drained]
             requests = [queue.keys.requests(self.worker) for queue in self.queues]
-            self._blocker.send_words(("BZPOPMIN", *requests, *markers, BLOCK_S), self._woken, BLOCK_S + 5)
+            # After a refusal a short time, whose end tells that it is permitted again.
+            seconds = 1 if self._deaf else BLOCK_S
+            self._blocker.send_words(("BZPOPMIN", *requests, *markers, seconds), self._woken, seconds + 5)
             self._blocker.flush()
             return
         worker, queues = self._blocked_on
@@ -210,7 +215,14 @@ class Claims:
             else:
                 self._requested(reply[1].decode("utf-8", "replace"))
         elif isinstance(reply, hiredis.ReplyError):
-            self._refused(reply)
+            self.wake_all()  # what is not heard has to be looked for
+            if not str(reply).startswith("UNBLOCKED"):  # as a server says that turns into a replica
+                self._deaf = True
+                self._refused("wake-ups", reply)
+                return
+        if not isinstance(reply, Lost):
+            self._deaf = False
+            self.outage.ends("wake-ups")
 
     def close(self) -> None:
         """Claim no more. What the blocking connection pops from now on, nobody would claim: begin it anew."""

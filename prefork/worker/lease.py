@@ -90,7 +90,7 @@ class Lease:
         self._patient_until_s = 0.0
         self._timer: Timer | None = None
         self._taking_over: set[tuple[str, str]] = set()
-        self._outages: dict[str, Outage] = {}
+        self.outage = Outage()
         self._asked: tuple[bool, Callable[[], None]] | None = None  # first or not, whom to call, until it is granted
         self.worker = ""
         self.new_identity()
@@ -151,13 +151,13 @@ class Lease:
         if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("FENCED"):
             self._fenced(str(reply))
             return False
-        outage = self._outages.setdefault(queue.keys.queue, Outage("the broker grants the lease again"))
+        part = f"lease {queue.keys.queue}"
         if isinstance(reply, Exception):
             if not isinstance(reply, Lost):  # a connection that broke comes back with a renewal
-                outage.begins(f"the broker refuses the lease on queue {queue.keys.queue}: {reply}; asking again")
+                self.outage.begins(part, f"the broker refuses the lease on queue {queue.keys.queue}: {reply}")
                 self._beat_in(REFUSED_PAUSE_S)
             return False
-        outage.ends()
+        self.outage.ends(part)
         now_ms, next_due_ms, waiting, *leases = reply
         self._clock.told(now_ms)
         self._claims.due(queue, next_due_ms)

@@ -24,7 +24,7 @@ import orjson
 from setproctitle import setproctitle
 
 from prefork.app import Prefork
-from prefork.broker import verbs
+from prefork.broker import trouble, verbs
 from prefork.broker.channel import Channel, Lost
 from prefork.broker.keys import Keys, queues_key, worker_key
 from prefork.config import Settings
@@ -68,9 +68,9 @@ class Master:
         self._log = handler
         self._pid = os.getpid()
         self._asked_again = False
-        self._held = self._announced = False
+        self._held = self._announced = self._connected = False
         self._reloading = False
-        self._outage = Outage("the broker is back")
+        self._outage = Outage()
         self.notify = Notifier.from_environment()
 
         self.loop = loop = Loop()
@@ -80,7 +80,7 @@ class Master:
         self.pool.other_descriptors = self._own_descriptors
         url = app.client.url
         self.channel = Channel(loop, url, f"prefork-{self._pid}", self._up, self._down)
-        self.blocker = Channel(loop, url, f"prefork-{self._pid}-wait", self._blocker_up, lambda said: None)
+        self.blocker = Channel(loop, url, f"prefork-{self._pid}-wait", self._blocker_up, self._blocker_down)
         self.settlement = Settlement(
             app.tasks, self.clock.now_ms, prefix=app.prefix, dead_max=settings.dead_max,
             dead_ttl_s=settings.dead_ttl_s, max_crashes=settings.max_crashes, fenced=self._fenced,
@@ -99,6 +99,7 @@ class Master:
         self.lease = Lease(
             loop, self.channel, self.claims, self.clock, settings.lease_s, settings.max_takeovers, self._fenced
         )
+        self.settlement.outage = self.claims.outage = self.lease.outage = self._outage
         self.shutdown = self.work.shutdown = Shutdown(
             loop, self.pool, self.work.dispatcher, self.settlement, self.claims, self.lease, self.channel,
             self.blocker, settings.shutdown_timeout_s,
@@ -214,7 +215,7 @@ class Master:
     # -- the broker comes and goes ------------------------------------------------------------------------------
 
     def _up(self) -> None:
-        self._outage.ends()
+        self._connected = True
         if not self._held:  # nothing was claimed yet
             self._begin()
         else:
@@ -222,11 +223,19 @@ class Master:
             self.lease.renew(self._reconcile)
 
     def _down(self, said: str) -> None:
-        self._outage.begins(f"{said}; trying again, what runs goes on")
-        self.claims.open = False
+        late = "does not answer in time" in said
+        self._outage.begins("connection", said, wait=trouble.tells_little(said), lasts=trouble.lasts(said))
+        if late and self._connected:  # the other connection takes the same way, and may stand for half a minute
+            self.blocker.restart()
+        self._connected = self.claims.open = False
 
     def _blocker_up(self) -> None:
+        self._outage.ends("second connection")
         self.claims.blocker_up()
+
+    def _blocker_down(self, said: str) -> None:
+        if not self.shutdown.begun:
+            self._outage.begins("second connection", said, wait=True)
 
     def _begin(self) -> None:
         self.settlement.worker = self.claims.worker = self.lease.worker
@@ -236,6 +245,7 @@ class Master:
 
         def held() -> None:
             self._held = True
+            self._outage.ends("connection")
             if not self.shutdown.begun:
                 self.claims.open = True
                 self.claims.wake_all()
@@ -268,6 +278,7 @@ class Master:
                 return
             due.discard(queue)
             if not due:
+                self._outage.ends("connection")
                 if not self.shutdown.begun:
                     self.claims.open = True
                     self.claims.wake_all()

@@ -65,7 +65,7 @@ class Outboxes:
         self._prefix, self._announced = prefix, set[str]()
         self._unsent_follow_ups: list[Callable[[], None]] = []
         self._pausing = False
-        self._outage = Outage("the broker takes outcomes again")
+        self.outage = Outage()
 
     def add_queue(self, keys: Keys) -> None:
         """Let a queue have an outbox."""
@@ -107,7 +107,7 @@ class Outboxes:
             if not isinstance(reply, Lost):
                 self._refused(f"outcomes of queue {outbox.keys.queue}", reply)
         else:
-            self._outage.ends()
+            self.outage.ends("outcomes")
         outbox.sent_plain, outbox.sent_records = [], []
 
     @property
@@ -138,7 +138,7 @@ class Outboxes:
         if self._pausing:
             return
         self._pausing = True
-        self._outage.begins(f"the broker does not take {what}: {reply}; they are kept and sent again")
+        self.outage.begins("outcomes", f"the broker does not take {what}: {reply}")
 
         def go_on() -> None:
             self._pausing = False

@@ -521,9 +521,10 @@ def test_a_refused_block_is_not_repeated_without_a_pause(caplog: pytest.LogCaptu
     it.blocker.reply(hiredis.ReplyError("NOPERM"))
     assert "NOPERM" in caplog.text
     it.claims.turn(1)
+    it.claims.listen()
     assert it.blocker.due == []
     it.loop.fire()
-    it.claims.turn(1)
+    it.asleep()  # what was not heard was looked for
     assert len(it.blocker.due) == 1
 
 
