@@ -23,6 +23,10 @@ import redis
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
+# A shell lets what it runs in the background ignore these two, and that would be handed down to all that is tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
 PATIENCE_S = 20.0  # of a wait on a machine that is busy with something else
 
 

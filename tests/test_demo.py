@@ -43,8 +43,6 @@ class Demo:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                # A shell lets what it runs in the background ignore it, and that is handed down to here.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         return self.process
 

@@ -6,6 +6,7 @@ import configparser
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -38,7 +39,7 @@ class Supervisord:
         parser = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=(" ;",))
         parser.read(CONF)
         parser[SECTION].update({
-            "command": f"{sys.executable} -m prefork.cli.worker -c {self.conf}",
+            "command": shlex.join([sys.executable, "-m", "prefork.cli.worker", "-c", str(self.conf)]),
             "directory": str(project.folder), "startsecs": "1", **changes,
         })  # fmt: skip
         path = self.folder / "supervisord.conf"
