@@ -230,7 +230,6 @@ def test_a_child_that_grows_beyond_all_measure_is_killed_amid_its_task_with_evid
     assert "in grow" in last["stack"]
     assert last["peak_bytes"] > 200_000_000
     assert last["pid"] not in (worker.pid, *worker.children())
-    assert project.lines("grown")
     assert project.tasks.add.enqueue(1).wait(timeout=20) == 3
     assert worker.stop() == 0
 
