@@ -991,6 +991,12 @@ def test_what_takes_every_worker_down_is_a_dead_letter_in_the_end(bench: Bench) 
     assert "more than 3 times; the last one was w" in state.errors[0]["message"]
 
 
+def test_the_count_of_takeovers_expires_from_the_first_one_on(bench: Bench) -> None:
+    bench.put("a")
+    die(bench, 1)
+    assert 0 < bench.client.pttl(bench.keys.takeovers) <= 7 * 86_400_000
+
+
 def test_a_takeover_keeps_what_is_known_and_who_leaves_by_itself_charges_nothing(bench: Bench) -> None:
     bench.put("a")
     before = State(

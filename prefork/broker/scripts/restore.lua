@@ -25,8 +25,9 @@ end
 local charged = ARGV[2] == 'gone' or ARGV[2] == 'expired'
 local function is_poison(id)
   if not charged then return false end
+  local times = redis.call('HINCRBY', KEYS[7], id, 1)
   redis.call('PEXPIRE', KEYS[7], 604800000)
-  return redis.call('HINCRBY', KEYS[7], id, 1) > tonumber(ARGV[3])
+  return times > tonumber(ARGV[3])
 end
 
 local function bury(id)
