@@ -1,30 +1,22 @@
-"""What an operator should know before the users do: findings, each with its remedy. Reads only."""
+"""What an operator should know before the users do: findings, each with its remedy. Changes nothing by itself."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefork.broker import facts, survey, verbs
+from prefork.broker import keyspace, survey, verbs
+from prefork.broker.audit import MOST_MESSAGES, Audit
 from prefork.broker.client import Client
+from prefork.broker.finding import Finding
+from prefork.broker.upkeep import Upkeep
 
 CLOCK_OFF_S = 2.0
 SLOW_PING_MS = 20.0
 LEAST_PIPE_PAGES = 16_384
-LOOKS, MOST_WORKERS = 4000, 20  # of a script that takes a sample
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """`level`: ok, warning or error. `remedy`: what to do about it; empty for ok."""
-
-    level: str
-    what: str
-    remedy: str = ""
 
 
 def examine(client: Client) -> Iterator[Finding]:
@@ -34,8 +26,12 @@ def examine(client: Client) -> Iterator[Finding]:
     yield from memory(info)
     yield from _persistence(info)
     yield from _here()
-    for queue in client.queues():
-        yield from _queue(client, queue)
+    there = keyspace.look(client)
+    yield from there.findings
+    if there.broken:
+        return  # the scripts fail on such keys
+    for queue in sorted(there.listed | there.queues):
+        yield from _queue(client, queue, there.holders.get(queue, []))
 
 
 def _server(client: Client, info: dict[str, Any]) -> Iterator[Finding]:
@@ -101,31 +97,43 @@ def _here() -> Iterator[Finding]:
         )
 
 
-def _queue(client: Client, name: str) -> Iterator[Finding]:
+def _queue(client: Client, name: str, holders: list[str]) -> Iterator[Finding]:
     counted = survey.census(client, name)
     report, sound = counted.report, True
-    placed = report.pending + report.scheduled + report.active + report.dead
-    if counted.messages > placed:
-        sound = False
-        yield Finding(
-            "error",
-            f"queue {name}: {counted.messages - placed} messages are in no place, so that nobody runs them",
-            "keep a copy of the data, and report it: this must not happen",
-        )
-    for finding in _sample(client, name, len(counted.leases)):
+    audit = Audit(client, name, holders)
+    for finding in (*Upkeep(client, name, holders).findings(), *audit.findings()):
         sound = False
         yield finding
+    if sound and audit.looked_at:
+        yield Finding("ok", f"queue {name}: {audit.looked_at:,} messages, each in exactly one place")
+    placed = report.pending + report.scheduled + report.active + report.dead
+    if counted.messages > MOST_MESSAGES:
+        yield Finding(
+            "ok" if placed == counted.messages else "warning",
+            f"queue {name}: more than {MOST_MESSAGES:,} messages are not looked at one by one; there are "
+            f"{counted.messages:,}, and {placed:,} in the places where they may be",
+            "" if placed == counted.messages else "drain the queue, then look again",
+        )
     ended = [worker for worker, ends_ms in counted.leases.items() if ends_ms < counted.now_ms]
     if ended:
         sound = False
         k = client.keys(name)
         held = sum(client.read("zcard", k.active(worker)) for worker in ended)
+
+        def take_over() -> str:
+            moved = [client.call(verbs.restore(k, worker, "expired")) for worker in ended]
+            total = sum(max(0, it[0] if isinstance(it, list) else it) for it in moved)
+            return f"queue {name}: taken over from {len(ended)} workers; {total} messages put back into the queue"
+
         host, pid = survey.whose(ended[0])
         yield Finding(
             "error" if held else "warning",
             f"queue {name}: the leases of {len(ended)} workers have ended, first that of pid {pid} on {host}; "
             f"they hold {held} tasks, which wait",
-            "start a worker on this queue: it takes over",
+            "start a worker on this queue: it takes over; or prefork doctor --repair does",
+            "lease_ended",
+            name,
+            take_over,
         )
     if report.pending and not counted.leases:
         sound = False
@@ -147,19 +155,3 @@ def _queue(client: Client, name: str) -> Iterator[Finding]:
             f"queue {name}: {report.pending} pending, {report.scheduled} scheduled, {report.active} active, "
             f"{report.dead} dead, {len(counted.leases)} workers",
         )
-
-
-def _sample(client: Client, name: str, workers: int) -> Iterator[Finding]:
-    """Look for some ids of each place in all the others."""
-    k = client.keys(name)
-    sets = 3 + min(workers, MOST_WORKERS)
-    each = min(100, LOOKS // (sets * (sets + 1)))
-    looked, bare, twice = client.call(verbs.sample(k, each, MOST_WORKERS))
-    for ids, what in ((twice, "are in two places, and may run twice"), (bare, "have no message, and are passed over")):
-        if ids:
-            first = facts.name(ids[0])
-            yield Finding(
-                "error" if ids is twice else "warning",
-                f"queue {name}: of {looked} ids that were looked at, {len(ids)} {what}; the first is {first}",
-                f"prefork show {first}; and report it: this must not happen",
-            )

@@ -23,6 +23,7 @@ class Keys:
         self.active_prefix = base + "active:"  # zset per worker: id -> claimed ms
         self.requests_prefix = base + "requests:"  # zset per worker: what operators ask it for
         self.result_prefix = base + "r:"  # string per finished task that keeps a result
+        self.aside_prefix = base + "aside:"  # what `doctor --repair` has put aside; it expires
         self.done_prefix = base + "done:"  # channel per task: says that it has finished
 
     def active(self, worker: str) -> str:

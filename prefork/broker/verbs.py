@@ -143,10 +143,59 @@ def peek(hash_key: str, fields: Iterable[str | bytes]) -> Call:
     return Call("peek", (hash_key,), tuple(fields))
 
 
-def sample(k: Keys, n: int, workers: int) -> Call:
-    """Look at up to n ids of each place. -> [how many, [ids without a message], [ids in two places]]"""
-    keys = (k.messages, k.pending, k.ranked, k.scheduled, k.dead, k.leases)
-    return Call("sample", keys, (k.active_prefix, n, workers))
+def keys(prefix: str, cursor: bytes, n: int) -> Call:
+    """Look at some keys of a prefix. -> [next cursor, how many, [key, type, ms until it expires or -1, …]]"""
+    pattern = "".join(f"\\{c}" if c in "*?[]\\^" else c for c in prefix)
+    return Call("keys", (), (cursor, f"{pattern}:*", n, f"{prefix}:"))
+
+
+def scan(key: str, cursor: bytes, n: int, kind: str) -> Call:
+    """Look at some of what a key holds. `kind`: see scan.lua. -> [next cursor, bytes, [ids], [damaged ones]]"""
+    return Call("scan", (key,), (cursor, n, kind))
+
+
+def where(k: Keys, unleased: Sequence[str], ids: Iterable[bytes]) -> Call:
+    """In how many places but pending ids are. -> [1 if it has a message, places, …]"""
+    keys = (k.messages, k.ranked, k.scheduled, k.dead, k.leases)
+    return Call("where", keys, (k.active_prefix, len(unleased), *unleased, *ids))
+
+
+def place(k: Keys, unleased: Sequence[str], id: bytes, *, mend: bool = False) -> Call:
+    """All places of an id; `mend`: bring it into exactly one. -> [b"message", b"cancelled" or b"none", [places]]"""
+    keys = (k.messages, k.pending, k.ranked, k.scheduled, k.dead, k.leases, k.wake)
+    return Call("place", keys, (id, "mend" if mend else "look", k.active_prefix, *unleased))
+
+
+def bury(k: Keys, id: bytes, message: bytes, state: bytes) -> Call:
+    """Make a dead letter of a message that waits and can't be read. -> 1 if it is one now"""
+    keys = (k.messages, k.state, k.pending, k.ranked, k.scheduled, k.dead, k.leases)
+    return Call("bury", keys, (id, message, state))
+
+
+def promote(k: Keys, overdue_ms: int, latest_ms: int, n: int) -> Call:
+    """Promote what has been due for so long, or is due after all time. -> how many"""
+    keys = (k.messages, k.pending, k.ranked, k.scheduled, k.wake, k.leases)
+    return Call("promote", keys, (overdue_ms, latest_ms, n))
+
+
+def stray(k: Keys, ids: Iterable[bytes], *, mend: bool = False) -> Call:
+    """Which histories are of no message; `mend`: forget them. -> [ids]"""
+    return Call("stray", (k.messages, k.state), ("mend" if mend else "look", *ids))
+
+
+def swap(hash_key: str, field: bytes | str, old: bytes, new: bytes | None) -> Call:
+    """Change a field of a hash, if it still has its old value; None: drop it. -> 1 if it did"""
+    return Call("swap", (hash_key,), (field, old, "drop" if new is None else "set", new or b""))
+
+
+def aside(key: str, to: str, kind: str, ms: int) -> Call:
+    """Rename a key that is not of this type, and let it expire. -> 1 if it was another"""
+    return Call("aside", (key, to), (kind, ms))
+
+
+def bound(key: str, ms: int) -> Call:
+    """Let a key expire that never would. -> 1 if it would not have"""
+    return Call("bound", (key,), (ms,))
 
 
 def inspect(k: Keys, id: str) -> Call:

@@ -1,20 +1,18 @@
-"""The commands of `prefork` that only look: queues, workers, list, show, doctor."""
+"""The commands of `prefork` that only look: queues, workers, list, show."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 import orjson
 
-from prefork.broker import admin, doctor, listing, survey
+from prefork.broker import admin, listing, survey
 from prefork.broker.client import Client
 from prefork.cli.connect import client_of
 from prefork.cli.output import ago, megabytes, plain, print_json, print_table, shortened, span
 
-MARKS = {"ok": "ok     ", "warning": "WARNING", "error": "ERROR  "}
 Commands = Any  # argparse names the type of `add_subparsers` privately
 
 
@@ -33,8 +31,6 @@ def add(commands: Commands, common: argparse.ArgumentParser) -> None:
     show = commands.add_parser("show", parents=[common], help="everything that is known of one task")
     show.add_argument("id", help="the task's id")
     show.set_defaults(run=_show)
-    doctor = commands.add_parser("doctor", parents=[common], help="what is wrong, or could go wrong, with the remedy")
-    doctor.set_defaults(run=_doctor)
 
 
 def _queues(options: argparse.Namespace) -> int:
@@ -147,14 +143,3 @@ def _show(options: argparse.Namespace) -> int:
         if error.get("stack"):
             print(plain(f"what it was doing:\n{error['stack'].rstrip()}"))
     return 0
-
-
-def _doctor(options: argparse.Namespace) -> int:
-    findings = list(doctor.examine(client_of(options)))
-    if options.json:
-        print_json([asdict(finding) for finding in findings])
-    else:
-        for finding in findings:
-            remedy = f"\n         -> {finding.remedy}" if finding.remedy else ""
-            print(plain(f"{MARKS[finding.level]}  {finding.what}{remedy}"))
-    return 1 if any(finding.level == "error" for finding in findings) else 0

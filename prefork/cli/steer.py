@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import sys
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +11,7 @@ import orjson
 
 from prefork.app import Prefork
 from prefork.broker import admin, survey
+from prefork.cli.confirm import confirm
 from prefork.cli.connect import app_of, client_of
 from prefork.cli.output import plain, print_json
 from prefork.cli.stop import ASKED, DEFAULT_PATIENCE_S, ENDED, stop, whom
@@ -147,7 +147,7 @@ def _retry(options: argparse.Namespace) -> int:
         queue = admin.known_queue(client, options.dead)
         count = survey.census(client, queue).report.dead
         if count:
-            _confirm(options, f"let {count:,} dead letters of queue {queue} run again")
+            confirm(options, f"let {count:,} dead letters of queue {queue} run again")
         return _counted(options, "revived", admin.retry_dead(client, queue))
     said = {}
     for id in options.ids:
@@ -159,7 +159,7 @@ def _retry(options: argparse.Namespace) -> int:
 
 def _delete(options: argparse.Namespace) -> int:
     client = client_of(options)
-    _confirm(options, f"delete {len(options.ids)} tasks for good")
+    confirm(options, f"delete {len(options.ids)} tasks for good")
     said = {}
     for id in options.ids:
         queue = survey.queue_of(client, id)
@@ -187,7 +187,7 @@ def _purge(options: argparse.Namespace) -> int:
     report = survey.census(client, queue).report
     count = sum(getattr(report, place) for place in places)
     if count:
-        _confirm(options, f"delete {count:,} tasks ({' and '.join(places)}) of queue {queue} for good")
+        confirm(options, f"delete {count:,} tasks ({' and '.join(places)}) of queue {queue} for good")
     return _counted(options, "deleted", admin.purge(client, queue, places))
 
 
@@ -208,14 +208,3 @@ def _pause(options: argparse.Namespace, *, on: bool) -> int:
 def _counted(options: argparse.Namespace, what: str, count: int) -> int:
     print_json({what: count}) if options.json else print(f"{count:,} {what}")
     return 0
-
-
-def _confirm(options: argparse.Namespace, what: str) -> None:
-    """Ask, unless --yes was given. Raises PreforkError where nobody can be asked, or the answer is no."""
-    if options.yes:
-        return
-    if not sys.stdin.isatty():
-        raise PreforkError(f"this would {what}; nobody is here to be asked, so say --yes")
-    print(plain(f"This will {what}. Go on? [y/N] "), end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise PreforkError("nothing was done")

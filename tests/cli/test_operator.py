@@ -118,7 +118,7 @@ def test_doctor_finds_what_is_wrong(project: Project) -> None:
     client.hset("prefork:{default}:m", "lost", b"1 1764000000000 0 {}\n[[],{}]")
     client.zadd("prefork:{default}:leases", {"other:host:1:2:3": 1})
     findings = as_json("doctor", "--broker", project.server.url, code=1)
-    assert all(set(finding) == {"level", "what", "remedy"} for finding in findings)
+    assert all(set(finding) == {"level", "what", "remedy", "code", "queue", "repaired"} for finding in findings)
     said = " ".join(finding["what"] for finding in findings)
     for part in ("append-only file is off", "1 messages are in no place", "leases of 1 workers have ended"):
         assert part in said
