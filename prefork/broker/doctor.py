@@ -32,6 +32,7 @@ def examine(client: Client) -> Iterator[Finding]:
         return  # the scripts fail on such keys
     for queue in sorted(there.listed | there.queues):
         yield from _queue(client, queue, there.holders.get(queue, []))
+    yield from _workers(client)
 
 
 def _server(client: Client, info: dict[str, Any]) -> Iterator[Finding]:
@@ -95,6 +96,17 @@ def _here() -> Iterator[Finding]:
             f"this host gives a user {pages} pages for pipes: with many children they are small, and slower",
             f"sysctl fs.pipe-user-pages-soft={LEAST_PIPE_PAGES}",
         )
+
+
+def _workers(client: Client) -> Iterator[Finding]:
+    for worker in survey.workers(client):
+        if loop := worker.get("crash_loop"):
+            yield Finding(
+                "error",
+                f"worker pid {worker['pid']} on {worker['host']}: {survey.crash_loop(loop)}",
+                "its log has the traceback; mend on_child_start, or what its children load, and restart it",
+                "crash_loop",
+            )
 
 
 def _queue(client: Client, name: str, holders: list[str]) -> Iterator[Finding]:

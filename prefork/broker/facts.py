@@ -21,6 +21,7 @@ CHILD = {
     "number": int, "pid": int, "state": str, "rss_bytes": int | None, "task": str | None, "id": str | None,
     "queue": str | None, "attempt": int | None, "running_s": int | float | None, "waiting": int,
 }  # fmt: skip
+CRASH_LOOP = {"times": int, "last": str, "next_s": int | float}
 
 
 def name(raw: bytes) -> str:
@@ -115,6 +116,8 @@ def report(raw: bytes) -> dict[str, Any] | None:
         return None
     if not _has(told, REPORT) or not all(_has(child, CHILD) for child in told["children"]):
         return None
+    if not _has(told.get("crash_loop"), CRASH_LOOP):
+        told["crash_loop"] = None  # as of a worker of an older version
     return told if all(isinstance(queue, str) for queue in told["queues"]) else None
 
 

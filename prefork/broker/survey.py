@@ -86,6 +86,13 @@ def workers(client: Client, limit_s: float = 1.0) -> list[dict[str, Any]]:
     return told
 
 
+def crash_loop(known: dict[str, Any]) -> str:
+    """In words, that the children of a worker die one after the other with nothing running."""
+    return (
+        f"children crash at start: {known['times']} times, next try in {known['next_s']:.1f} s, last: {known['last']}"
+    )
+
+
 def whose(worker: str) -> tuple[str, int]:
     """Host and pid of a worker, by its name; pid 0 for a name that is none of ours."""
     parts = worker.rsplit(":", 4)

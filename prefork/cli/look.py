@@ -69,6 +69,8 @@ def _worker_rows(worker: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
     children = f"{len(worker['children'])} of {worker['concurrency']}"
     up, memory = span(worker["uptime_s"]), megabytes(worker["rss_bytes"])
     yield host, pid, children, state, up, memory, ", ".join(worker["queues"]), "-", "-"
+    if loop := worker["crash_loop"]:
+        yield "", "-", "-", "CRASH LOOP", "", "", survey.crash_loop(loop), "-", "-"
     for child in worker["children"]:
         ran = span(child["running_s"]) if child["running_s"] is not None else "-"
         yield (

@@ -11,8 +11,9 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 from prefork.worker import process
 from prefork.worker.dispatch import Slot
@@ -61,7 +62,16 @@ class Pool:
         self._deaths = 0
         self._oom = OutOfMemory()
         self._backing_off = False
+        self._last_death, self._next_s = "", 0.0
         self.growing = True
+
+    @property
+    def crash_loop(self) -> dict[str, Any] | None:
+        """How many children have died in a row with nothing running, the last one why, and when the next one starts."""
+        if self._deaths <= QUICK_DEATHS_ALLOWED:
+            return None
+        next_s = max(0.0, self._next_s - time.monotonic())
+        return {"times": self._deaths, "last": self._last_death, "next_s": round(next_s, 3)}
 
     # -- spawn --------------------------------------------------------------------------------------------------
 
@@ -78,11 +88,13 @@ class Pool:
             self._spawn()
         except OSError as error:  # no process, no memory, no descriptor left
             self._deaths += 1
+            self._last_death = f"cannot fork: {error.strerror}"
             self._back_off(f"cannot fork a child: {error.strerror}")
 
     def _back_off(self, why: str) -> None:
         pause_s = min(LONGEST_BACKOFF_S, 0.1 * 2 ** max(0, self._deaths - QUICK_DEATHS_ALLOWED))
         self._backing_off = True
+        self._next_s = time.monotonic() + pause_s
         log.warning("%s; the next one starts in %.1f s", why, pause_s)
 
         def again() -> None:
@@ -167,7 +179,9 @@ class Pool:
                 self.owner.on_ready(child)
             elif answer.kind == BOOT_FAILED:
                 child.killed_for = "on_child_start failed"
-                log.error("child %d could not start: %s", child.number, process.boot_error(answer.payload))
+                why = process.boot_error(answer.payload)
+                child.boot_error = why.rpartition("\n")[2]
+                log.error("child %d could not start: %s", child.number, why)
             else:
                 self._trust_again(child)
                 self.owner.on_answer(child, answer)
@@ -296,6 +310,8 @@ class Pool:
             self._deaths += 1
         asked = os.WIFSIGNALED(status) and os.WTERMSIG(status) in ASKING
         how = process.how(status, child.killed_for, out_of_memory=self._oom.has_struck())
+        if not wanted and not running:
+            self._last_death = child.boot_error or how
         peak_kib = usage.ru_maxrss if sys.platform == "linux" else usage.ru_maxrss >> 10
         cpu_s = usage.ru_utime + usage.ru_stime
         self.owner.on_death(Death(child, how, wanted, asked, running, waiting, peak_kib, cpu_s, stack))

@@ -37,6 +37,7 @@ class Process:
     killed_for: str = ""  # why the master killed it
     killed_order: Order | None = None  # because of which
     stack: str = ""  # what it was doing then
+    boot_error: str = ""  # why it could not start, in a line
 
     @property
     def head(self) -> Order | None:

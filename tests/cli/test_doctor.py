@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -311,6 +312,34 @@ def test_each_repair_is_said_in_a_line(project: Project) -> None:
     assert "ERROR    queue default: 1 messages are in no place, so that nobody runs them: lost" in out
     assert "repaired queue default: 1 put back into the queue (nowhere): lost" in out
     assert "11 messages, each in exactly one place" in out
+
+
+def test_a_crash_loop_of_children_is_shown_by_doctor_and_workers_until_it_ends(project: Project) -> None:
+    project.add("""
+        @app.on_child_start
+        def connect():
+            if not (here / "mended").exists():
+                raise ConnectionError("the vault is shut")
+    """)
+    worker, url = project.worker(wait=False), project.server.url
+    worker.wait_for("children died in a row")
+
+    def found() -> list[dict[str, Any]]:
+        code = 1 if any(it["crash_loop"] for it in as_json("workers", "--broker", url) if it["answered"]) else 0
+        return [it for it in as_json("doctor", "--broker", url, code=code) if it["code"] == "crash_loop"]
+
+    (finding,) = until(found)
+    (_, shown) = prefork("workers", "--broker", url).splitlines()[1:3]
+    for text in (finding["what"], shown):
+        assert re.search(r"children crash at start: \d+ times, next try in \d+\.\d s, last: ", text), text
+    assert finding["level"] == "error"
+    assert finding["what"].endswith("last: ConnectionError: the vault is shut")
+    assert f"pid {worker.pid} on " in finding["what"]
+    (told,) = as_json("workers", "--broker", url)
+    assert told["crash_loop"]["times"] > 5
+    (project.folder / "mended").touch()
+    until(lambda: as_json("workers", "--broker", url)[0]["crash_loop"] is None)
+    assert worker.stop() == 0
 
 
 def test_what_has_gone_on_meanwhile_is_not_repaired(project: Project, client: Client) -> None:

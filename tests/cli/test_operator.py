@@ -168,7 +168,7 @@ def test_a_configuration_that_is_not_there(tmp_path: Path) -> None:
 
 WORKER_FIELDS = {
     "worker", "host", "pid", "version", "app", "queues", "started_at", "uptime_s", "phase", "paused", "broker", "ready",
-    "concurrency", "rss_bytes", "children", "answered", "holds", "lease_s",
+    "concurrency", "rss_bytes", "children", "crash_loop", "answered", "holds", "lease_s",
 }  # fmt: skip
 CHILD_FIELDS = {
     "number", "pid", "state", "rss_bytes", "task", "id", "queue", "attempt", "running_s", "waiting",
