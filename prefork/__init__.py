@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from prefork.errors import (
         AppError,
         BadMessage,
+        BadSignature,
         BrokerError,
         Cancelled,
         ChildDied,
@@ -39,11 +40,11 @@ if TYPE_CHECKING:
     from prefork.task import AsyncTask, Task
 
 __all__ = [
-    "AppError", "AsyncTask", "BadMessage", "BrokerError", "Cancelled", "ChildDied", "ConfigError", "Context", "Dead",
-    "EnqueueUncertain", "Expired", "InvalidArguments", "InvalidOption", "Invocation", "NoPrivilege", "NotJSON",
-    "PayloadTooLarge", "PidfileTaken", "PidfileUnusable", "Prefork", "PreforkError", "ResultUnavailable", "Retry",
-    "SoftTimeout", "Task", "TaskError", "TaskFailed", "TaskResult", "TaskStatus", "TaskTimeout", "UnknownQueue",
-    "UnknownTask", "WaitTimeout", "default_retry_delay",
+    "AppError", "AsyncTask", "BadMessage", "BadSignature", "BrokerError", "Cancelled", "ChildDied", "ConfigError",
+    "Context", "Dead", "EnqueueUncertain", "Expired", "InvalidArguments", "InvalidOption", "Invocation", "NoPrivilege",
+    "NotJSON", "PayloadTooLarge", "PidfileTaken", "PidfileUnusable", "Prefork", "PreforkError", "ResultUnavailable",
+    "Retry", "SoftTimeout", "Task", "TaskError", "TaskFailed", "TaskResult", "TaskStatus", "TaskTimeout",
+    "UnknownQueue", "UnknownTask", "WaitTimeout", "default_retry_delay",
 ]  # fmt: skip
 
 # Those that are not errors. Loaded when first asked for: the client of Redis takes most of the time of an import, and

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from prefork import options as check
@@ -19,6 +19,7 @@ from prefork.message import derived_id, new_id
 from prefork.options import DAY_S, Duration, TaskOptions
 from prefork.result import TaskResult
 from prefork.retry import RetryDelay
+from prefork.signing import Signer
 from prefork.task import AsyncTask, Task
 
 P = ParamSpec("P")
@@ -35,12 +36,14 @@ class Prefork:
 
     `broker`: a URL (docs/configuration.md); without one, $PREFORK_BROKER holds. `prefix`: of all keys in the broker.
     `limit_s`: what an enqueue may take before it is an error. `durability`: what it waits for beside the broker's word,
-    `fsync` or `replicas:N` (docs/reliability.md). Making one connects nowhere. Raises InvalidOption.
+    `fsync` or `replicas:N` (docs/reliability.md). `signing_keys`: secrets; the first one signs what is enqueued, and a
+    worker runs nothing that none of them has signed (docs/signing.md). Making one connects nowhere. Raises
+    InvalidOption.
     """
 
     def __init__(
         self, name: str, broker: str | None = None, *, prefix: str = "prefork", limit_s: float = 5.0,
-        durability: str | None = None,
+        durability: str | None = None, signing_keys: Sequence[str] | None = None,
     ) -> None:  # fmt: skip
         self.name, self.prefix, self.limit_s = name, check.prefix(prefix), check.seconds("limit_s", limit_s, least=0.1)
         if broker is not None and not isinstance(broker, str):
@@ -50,6 +53,14 @@ class Prefork:
         except ValueError as error:
             raise InvalidOption(f"durability {error}") from None
         self.broker = broker
+        self.signer: Signer | None = None
+        if signing_keys is not None:
+            if isinstance(signing_keys, str):
+                raise InvalidOption("signing_keys= takes a list of keys, not one text")
+            try:
+                self.signer = Signer(signing_keys)
+            except (ValueError, TypeError) as error:
+                raise InvalidOption(f"signing_keys: {error}") from None
         self.tasks: dict[str, Task[..., Any]] = {}
         self.child_start_hooks: list[Callable[[], object]] = []
         self._client: Client | None = None

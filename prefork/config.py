@@ -50,6 +50,8 @@ class Settings:
     max_takeovers: int
     dead_max: int
     dead_ttl_s: float
+    signing_keys: tuple[str, ...] | None = field(repr=False)
+    signing_keys_file: Path | None  # absolute
 
 
 def usable_cores() -> int:
@@ -78,7 +80,7 @@ class Key:
 
 
 _number, _time = partial(values.within, values.whole), partial(values.within, values.duration)
-FILES = ("directory", "pidfile")  # relative to the file's folder
+FILES = ("directory", "pidfile", "signing_keys_file")  # relative to the file's folder
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _MANY = str(10**9)
 _TABLE = (
@@ -108,6 +110,10 @@ _TABLE = (
     Key("max_takeovers", _number("1", _MANY), "10", "Deaths of its worker that make a message a dead letter."),
     Key("dead_max", _number("0", _MANY), "10000", "Dead letters kept for each queue; the oldest go first."),
     Key("dead_ttl", _time("1s", "3650d"), "180d", "Seconds that dead letters are kept.", "s"),
+    Key("signing_keys", values.signing_keys, None, "Secrets that sign and verify messages. Default: the app's own."),
+    Key(
+        "signing_keys_file", values.path, None, "File with these secrets, one a line, in place of them. Default: none."
+    ),
 )
 KEYS: dict[str, Key] = {key.name: key for key in _TABLE}
 

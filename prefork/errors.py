@@ -70,6 +70,10 @@ class BadMessage(PreforkError, ValueError):
     """A message in the broker that cannot be decoded. It is kept as it is, as a dead letter."""
 
 
+class BadSignature(BadMessage):
+    """A message that is not signed, or not as it should be, for a worker with `signing_keys`: a dead letter."""
+
+
 class UnknownTask(PreforkError, LookupError):
     """A message for a task name that this worker has not registered."""
 

@@ -8,12 +8,17 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from prefork.broker.verbs import Entry
 from prefork.result import Home, TaskResult
+from prefork.signing import Signer
 
 R_co = TypeVar("R_co", covariant=True)
 
 
 class Sender(Home, Protocol):
     """What an invocation and its task need of the app."""
+
+    @property
+    def signer(self) -> Signer | None:
+        """Who signs messages; None: nobody."""
 
     def enqueue_many(self, invocations: Iterable[Invocation[Any]]) -> list[TaskResult[Any]]:
         """Enqueue many, in batches."""
@@ -38,7 +43,10 @@ class Invocation(Generic[R_co]):
 
     def entry(self, id: str) -> Entry:
         """As the broker takes it."""
-        return Entry(self.queue_name, id, self.priority, self.at, self.payload)
+        payload, signer = self.payload, self.sender.signer
+        if signer is not None:
+            payload = signer.sign(id, self.queue_name, self.priority, payload)
+        return Entry(self.queue_name, id, self.priority, self.at, payload)
 
     def result(self, id: str, enqueued_ms: int) -> TaskResult[R_co]:
         """What its caller gets once it is enqueued, or will be."""

@@ -139,6 +139,15 @@ def pidfile(raw: str) -> Path:
     return path
 
 
+def path(raw: str) -> Path:
+    return Path(raw).absolute()
+
+
+def signing_keys(raw: str) -> tuple[str, ...]:
+    """They are checked by who signs with them; no error here may quote one."""
+    return tuple(key.strip() for key in raw.split(","))
+
+
 def user(raw: str) -> str:
     name, colon, group = raw.partition(":")
     try:

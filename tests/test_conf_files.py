@@ -22,7 +22,7 @@ SAMPLE = CONF / "prefork.conf"
 PAGE = CONF.parent / "docs" / "configuration.md"
 OF_SECTIONS = {"numprocs", "numprocs_start", "process_name"}  # read with the section, not for each process
 # What a sample shows for keys that have no fixed default.
-SHOWN = {"app", "broker", "concurrency", "prefix", "directory", "pidfile", "user"}
+SHOWN = {"app", "broker", "concurrency", "prefix", "directory", "pidfile", "user", "signing_keys", "signing_keys_file"}
 SETTING = re.compile(r"^(?:# )?([a-z_]+) = (.+)$", re.MULTILINE)
 
 
@@ -38,7 +38,10 @@ def test_the_sample_shows_the_defaults() -> None:
             assert value == KEYS[name].default, name
 
 
-def test_the_sample_with_its_comments_taken_away_is_a_configuration(tmp_path: pathlib.Path) -> None:
+def test_the_sample_with_its_comments_taken_away_is_a_configuration(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOP_SIGNING_KEYS", "k" * 64)
     as_it_is = config.load(SAMPLE)
     user = "root"
     path = tmp_path / "all.conf"

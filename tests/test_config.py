@@ -18,7 +18,7 @@ APP = "app = shop.tasks:app\n"
 ALL_KEYS = (
     "the keys are app, broker, queues, concurrency, shutdown_timeout, timeout, max_tasks_per_child, "
     "max_memory_per_child, max_memory, lease, log_level, log_format, prefix, directory, pidfile, user, max_crashes, "
-    "max_takeovers, dead_max, dead_ttl"
+    "max_takeovers, dead_max, dead_ttl, signing_keys, signing_keys_file"
 )
 
 
@@ -64,6 +64,8 @@ def test_only_the_app_must_be_given(conf):
         max_memory_bytes=None,
         pidfile=None,
         user=None,
+        signing_keys=None,
+        signing_keys_file=None,
     )
 
 
@@ -106,6 +108,8 @@ GOOD = [
     ("max_crashes", "1", 1),
     ("dead_max", "0", 0),
     ("dead_ttl", "2h", 7200.0),
+    ("signing_keys", f"{'a' * 32}, {'b' * 32}", ("a" * 32, "b" * 32)),
+    ("signing_keys_file", "/etc/shop/signing.keys", Path("/etc/shop/signing.keys")),
 ]
 
 

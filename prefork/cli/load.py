@@ -8,6 +8,7 @@ import sys
 import sysconfig
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +16,8 @@ import psutil
 
 from prefork.app import Prefork
 from prefork.config import Settings
-from prefork.errors import AppError, PreforkError
+from prefork.errors import AppError, ConfigError, PreforkError
+from prefork.signing import Signer, from_file
 
 EXIT_USAGE, EXIT_BROKER, EXIT_APP, EXIT_CONFIG = 64, 69, 70, 78  # as sysexits.h names them
 LONGEST_SAID = 300
@@ -49,7 +51,28 @@ def load_app(settings: Settings) -> Prefork:
             f"{name}"
         )
     app.connect_to(settings.broker, settings.prefix)
+    app.signer = signer_of(settings) or app.signer
     return app
+
+
+def signer_of(settings: Settings) -> Signer | None:
+    """Who signs and verifies, by the configuration; None if it has no keys. Raises ConfigError, which quotes none."""
+    file, keys = settings.signing_keys_file, settings.signing_keys
+    if file is None:
+        return None if keys is None else _signer("signing_keys", None, lambda: Signer(keys))
+    if keys is not None:
+        raise ConfigError("signing_keys_file", None, "signing_keys is given too; leave one of them out")
+    return _signer("signing_keys_file", file, lambda: from_file(file))
+
+
+def _signer(key: str, file: Path | None, make: Callable[[], Signer]) -> Signer:
+    try:
+        return make()
+    except OSError as error:
+        said = f"cannot be read ({error.strerror}); create it, and give this user the right to"
+    except ValueError as error:
+        said = str(error)
+    raise ConfigError(file or key, None, f"{key}: {said}" if file else said)
 
 
 def _import(name: str, directory: Path) -> ModuleType:

@@ -67,6 +67,9 @@ def run(settings: Settings, conf: Path, *, burst: bool) -> int:
         if left := left_behind():
             log.warning("the import of %s leaves %s behind, which its children can't use; open them in "
                         "@app.on_child_start", settings.app, ", ".join(left[:5]))  # fmt: skip
+        if app.signer:
+            log.info("runs only what is signed; the ids of the keys: %s (the first one signs)",
+                     ", ".join(app.signer.ids))  # fmt: skip
         for warning in _warnings(app, _ask_broker(app, settings)):
             log.warning("%s", warning)
         app.client.close()

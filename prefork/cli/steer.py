@@ -9,10 +9,12 @@ from typing import Any
 
 import orjson
 
+from prefork import config
 from prefork.app import Prefork
 from prefork.broker import admin, survey
 from prefork.cli.confirm import confirm
 from prefork.cli.connect import app_of, client_of
+from prefork.cli.load import signer_of
 from prefork.cli.output import plain, print_json
 from prefork.cli.stop import ASKED, DEFAULT_PATIENCE_S, ENDED, stop, whom
 from prefork.errors import (
@@ -75,6 +77,8 @@ def _enqueue(options: argparse.Namespace) -> int:
     if app is None:
         client = client_of(options)
         app = Prefork("prefork", client.url, prefix=client.prefix)
+        if options.config:
+            app.signer = signer_of(config.load(options.config, {}, require_app=False))
         task = app.task(name=options.task)(lambda *args, **kwargs: None)
     elif options.task in app.tasks:
         task = app.tasks[options.task]

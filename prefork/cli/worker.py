@@ -22,7 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         flags = {key: raw for key in OVERRIDES if (raw := getattr(options, key)) is not None}
         if options.ping or options.ready:
-            flags["broker"] = "unused"  # its password may come from an environment that only the worker has
+            # They may come from an environment, or a file, that only the worker can read.
+            flags |= dict.fromkeys(("broker", "signing_keys", "signing_keys_file"), "unused")
         settings = config.load(options.config, flags)
         if options.ping or options.ready:
             return _ask(options.config, settings, ready=options.ready)

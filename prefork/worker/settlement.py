@@ -155,10 +155,10 @@ class Settlement(Outboxes):
             self._retry(message, state, delay_s, failed=False)
             log.error("%s: %s; tried again in %g s", message.id, said, delay_s)
 
-    def bad(self, id: bytes, queue: str, said: str) -> None:
-        """It can't be decoded: a dead letter, as it is."""
+    def bad(self, id: bytes, queue: str, said: str, kind: str = "BadMessage") -> None:
+        """It can't be decoded, or is not signed as it should be: a dead letter, as it is."""
         state = State()
-        state.add_error(_error("BadMessage", said))
+        state.add_error(_error(kind, said))
         outbox = self.outboxes[queue]
         outbox.records.append((id, ("dead", id, state.encode(), 0, b"")))
         log.error("%s; kept as a dead letter", said)

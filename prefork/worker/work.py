@@ -55,6 +55,7 @@ class Work:
         self.task_list: list[Task[..., Any]] = list(self.tasks.values())
         self._index = {task.name: number for number, task in enumerate(self.task_list)}
         self._queue_index = {name: number for number, name in enumerate(settings.queues.names)}
+        self._signer = app.signer
         self._claimed_count = 0
         self.times = RunTimes()
         self.dispatcher: Dispatcher[Order] = Dispatcher()
@@ -80,9 +81,11 @@ class Work:
     def claimed(self, queue: str, ids: list[bytes], messages: list[bytes], states: list[bytes | None]) -> None:
         """A claim has brought messages."""
         orders = []
-        now_ms = self._clock.now_ms()
+        now_ms, signer = self._clock.now_ms(), self._signer
         for raw_id, raw, state in zip(ids, messages, states, strict=True):
             try:
+                if signer is not None:
+                    raw = signer.verified(raw_id, queue, raw)
                 message = decode(raw_id, queue, raw, state)
                 task = self.tasks.get(message.header.task)
                 if task is None:
@@ -92,7 +95,7 @@ class Work:
                 else:
                     orders.append(self._order(message, task))
             except BadMessage as error:
-                self._settlement.bad(raw_id, queue, str(error))
+                self._settlement.bad(raw_id, queue, str(error), type(error).__name__)
             except Exception as error:  # no message, however strange, may end the worker again and again
                 log.exception("message %r cannot be handled", raw_id)
                 self._settlement.bad(raw_id, queue, f"message {raw_id!r} cannot be handled: {error!r}")

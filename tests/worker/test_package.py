@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 HOUSE = ROOT / "prefork"
 
 # From the ground up. A room imports only from lower floors and, without circles, from its own.
-GROUND = ("errors", "message", "retry", "options", "values", "config")
+GROUND = ("errors", "message", "retry", "options", "values", "config", "signing")
 FLOORS = [
     lambda room: room in GROUND,
     lambda room: room.split(".")[0] == "broker",
