@@ -24,7 +24,9 @@ from prefork.errors import BadSignature
 
 LEAST_KEY_BYTES = 32
 REMEDY = "make one with: openssl rand -hex 32"
-_SIGNATURE = re.compile(rb'.*(,"sig":"([0-9a-f]{8})\.([A-Za-z0-9+/]{43}=)"\})', re.DOTALL)
+_SIGNATURE = re.compile(rb',"sig":"[0-9a-f]{8}\.[A-Za-z0-9+/]{43}="\}')
+_SIG = b',"sig":"%b.%b"}'
+_LENGTH = 8 + 8 + 1 + 44 + 2  # of what this pattern finds
 _BLOCK = 64  # bytes that SHA-256 takes at a time
 
 
@@ -55,7 +57,7 @@ class Signer:
         """A payload (header, newline, body) with its signature in it."""
         header, body = payload.split(b"\n", 1)
         mac = _mac(self._hashes_of_first, id, queue, priority, header, body)
-        return b'%b,"sig":"%b.%b"}\n%b' % (header[:-1], self._first, mac, body)
+        return b"%b%b\n%b" % (header[:-1], _SIG % (self._first, mac), body)
 
     def verified(self, raw_id: bytes, queue: str, raw: bytes) -> bytes:
         """A value of the broker without its signature. Raises BadSignature, saying what is wrong with it."""
@@ -69,21 +71,21 @@ class Signer:
                 f"message {raw_id.decode('utf-8', 'replace')} in queue {queue} is not in prefork's format, let alone "
                 f"signed: {raw[:60]!r}"
             ) from None
-        found = _SIGNATURE.fullmatch(header)
-        if found is None:
+        # By position: a third cheaper than by a pattern, and what is no signature is the id of no key.
+        plain, told = header[:-_LENGTH] + b"}", header[-_LENGTH:]
+        key = told[8:16]
+        hashes = self._hashes.get(key)
+        if hashes is None and not _SIGNATURE.fullmatch(told):
             raise BadSignature(
                 f"message {id} in queue {queue} is not signed, and this worker has signing_keys; give them to whoever "
                 f"enqueues it, if that was one of yours"
             )
-        suffix, key, told = found.groups()
-        hashes = self._hashes.get(key)
         if hashes is None:
             raise BadSignature(
                 f"message {id} in queue {queue} is signed with the key {key.decode()}, and this worker has "
                 f"{', '.join(self.ids)}; add that key to signing_keys, if it is one of yours, and retry it"
             )
-        plain = header[: -len(suffix)] + b"}"
-        if not compare_digest(told, _mac(hashes, id, queue, rank, plain, body)):
+        if not compare_digest(told, _SIG % (key, _mac(hashes, id, queue, rank, plain, body))):
             raise BadSignature(
                 f"message {id} in queue {queue} does not match its signature by the key {key.decode()}: it was "
                 f"altered, or belongs to another id or queue; find out who can write to the broker"
