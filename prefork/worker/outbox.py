@@ -34,6 +34,8 @@ class Outbox:
     records: list[tuple[str | bytes, Record]] = field(default_factory=list)  # (id, record)
     sent_plain: list[str] = field(default_factory=list)
     sent_records: list[tuple[str | bytes, Record]] = field(default_factory=list)
+    progress: dict[str, Record] = field(default_factory=dict)  # of what runs: the latest, however long it has to wait
+    sent_progress: dict[str, Record] = field(default_factory=dict)
     held_back: set[str] = field(default_factory=set)  # ids whose follow-ups are on their way to another queue
     in_flight: bool = False
     backs_wait: bool = False  # messages on their way back, which a claim sent now would overtake
@@ -44,7 +46,7 @@ class Outbox:
         return decided.union(self.plain, self.sent_plain, self.held_back)
 
     def __bool__(self) -> bool:
-        return bool(self.plain or self.records or self.in_flight or self.held_back)
+        return bool(self.plain or self.records or self.progress or self.in_flight or self.held_back)
 
 
 class Outboxes:
@@ -76,12 +78,13 @@ class Outboxes:
         if self._pausing:
             return
         for outbox in self.outboxes.values():
-            if (outbox.plain or outbox.records) and not outbox.in_flight:
+            if (outbox.plain or outbox.records or outbox.progress) and not outbox.in_flight:
                 self._send(outbox, channel)
 
     def _send(self, outbox: Outbox, channel: Channel) -> None:
         outbox.sent_plain, outbox.plain = outbox.plain[:BATCH], outbox.plain[BATCH:]
-        words: list[verbs.Argument] = []
+        outbox.sent_progress, outbox.progress = outbox.progress, {}
+        words: list[verbs.Argument] = [word for record in outbox.sent_progress.values() for word in record]
         size = taken = 0
         for _, record in outbox.records:
             words += record
@@ -103,12 +106,13 @@ class Outboxes:
         if isinstance(reply, Exception):
             outbox.plain = outbox.sent_plain + outbox.plain
             outbox.records = outbox.sent_records + outbox.records
+            outbox.progress = outbox.sent_progress | outbox.progress
             outbox.backs_wait = bool(outbox.records)
             if not isinstance(reply, Lost):
                 self._refused(f"outcomes of queue {outbox.keys.queue}", reply)
         else:
             self.outage.ends("outcomes")
-        outbox.sent_plain, outbox.sent_records = [], []
+        outbox.sent_plain, outbox.sent_records, outbox.sent_progress = [], [], {}
 
     @property
     def is_empty(self) -> bool:

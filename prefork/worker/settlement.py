@@ -187,7 +187,7 @@ class Settlement(Outboxes):
         message.state = message.state or State()
         message.state.progress = said
         state = ("state", message.id, message.state.encode())
-        self.outboxes[message.queue].records.append((message.id, state))
+        self.outboxes[message.queue].progress[message.id] = state
 
     def _begun(self, message: Message, ran_s: float) -> State:
         state = message.state or State()

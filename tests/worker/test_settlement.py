@@ -357,6 +357,23 @@ def test_progress_is_kept_while_it_runs_and_gone_with_the_attempt(desk: Desk) ->
     assert State.decode(desk.record()[3]).progress is None
 
 
+@pytest.mark.parametrize("reply", [Lost("gone"), hiredis.ReplyError("READONLY")], ids=repr)
+def test_progress_that_cannot_be_told_does_not_pile_up(desk: Desk, reply: Exception) -> None:
+    """A task that runs through a long outage: only the latest is worth keeping, also of what was sent in vain."""
+    order = desk.order()
+    for done in range(50):
+        desk.it.progress(order.message, [done, 50, ""])
+        if done % 10 == 5:
+            desk.flush()
+            desk.wire.reply(reply)
+            for _, go_on in desk.later:
+                go_on()
+            desk.later.clear()
+    assert desk.it.unsettled() == 0, "it runs: nothing of it is decided"
+    assert State.decode(desk.record()[2]).progress == [49, 50, ""]
+    assert desk.it.is_empty
+
+
 def test_a_state_does_not_grow_for_ever(desk: Desk) -> None:
     state: State | None = None
     for n in range(40):
