@@ -27,7 +27,10 @@ from prefork.errors import BrokerError
 Callback = Callable[[Any], None]
 CONNECT_LIMIT_S = 5.0
 REPLY_LIMIT_S = 10.0
+QUIET_LIMIT_S = 5.0  # what is large may take longer than its limit, as long as anything moves
+NEXT_LIMIT_S = 0.2  # for the reply behind it
 LONGEST_PAUSE_S = 1.0
+GOOD_AFTER_S = 1.0  # a connection that broke sooner is no reason to try again sooner
 LOADED_VERBS = ("claim", "settle", "restore", "beat", "enqueue")
 
 
@@ -79,6 +82,7 @@ class Channel:
         self._out = bytearray()
         self._reader = hiredis.Reader()
         self._pause_s = 0.0
+        self._ready_since_s = self._moved_s = 0.0
         self._attempt = 0
         self._lookup: lookup.Lookup | None = None
         self._writing = False
@@ -188,7 +192,8 @@ class Channel:
             self._break(reply)
 
     def _named(self, reply: Any) -> None:
-        pass
+        if "max number of clients" in str(reply) or str(reply).startswith("DENIED"):
+            self._greeted(reply)  # it was said to the connection, and nothing else will be
 
     def _welcome(self, reply: Any) -> None:
         if isinstance(reply, Lost):
@@ -196,7 +201,7 @@ class Channel:
         if isinstance(reply, Exception):
             return self._break(reply)
         self._cancel_timer()
-        self._pause_s = 0.0
+        self._ready_since_s = time.monotonic()
         self._attempt -= 1  # this address is good
         self.ready = True
         return self._up()
@@ -239,10 +244,13 @@ class Channel:
         try:
             while self._out:
                 del self._out[: self._socket.send(self._out)]
+                self._moved_s = time.monotonic()
         except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
             pass
         except OSError as error:
-            return self._break(error)
+            here = self._socket
+            self._readable()  # the server may have said why it closed
+            return self._break(error) if self._socket is here else None
         if bool(self._out) != self._writing:
             self._writing = bool(self._out)
             self._loop.on_write(self._socket.fileno(), self._write if self._writing else None)
@@ -254,6 +262,7 @@ class Channel:
         assert here
         try:
             while data := here.recv(1 << 18):
+                self._moved_s = time.monotonic()
                 self._reader.feed(data)
                 if len(data) < 1 << 14:
                     break
@@ -278,6 +287,9 @@ class Channel:
                 if sent.call and isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
                     self._queue(sent.call.command(in_full=True), sent)
                     self.flush()
+                elif sent.call and not isinstance(reply, Exception) and not verbs.is_answer(sent.call.verb, reply):
+                    self._expected.appendleft(sent)
+                    return self._break(ConnectionError(f"Protocol error: no answer to {sent.call.verb}"))
                 else:
                     sent.callback(reply)
         except hiredis.ProtocolError as error:
@@ -291,16 +303,20 @@ class Channel:
         if not self._expected:
             return
         # Replies come in order, so that the first one is what all wait for.
-        left_s = self._expected[0].overdue_s - time.monotonic()
+        moving = bool(self._out) or self._reader.has_data()
+        overdue_s = max(self._expected[0].overdue_s, self._moved_s + (QUIET_LIMIT_S if moving else NEXT_LIMIT_S))
+        left_s = overdue_s - time.monotonic()
         if left_s <= 0:
             self._break(TimeoutError("timed out waiting for a reply"))
         else:
-            self._watch_s = self._expected[0].overdue_s
+            self._watch_s = overdue_s
             self._watch = self._loop.call_later(left_s + 0.01, self._look_overdue)
 
     def _break(self, error: BaseException) -> None:
         if self._closed:
             return
+        if self.ready and time.monotonic() > self._ready_since_s + GOOD_AFTER_S:
+            self._pause_s = 0.0
         self._drop()
         lost, self._expected = self._expected, deque()
         for sent in lost:

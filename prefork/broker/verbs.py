@@ -211,6 +211,26 @@ def census(k: Keys) -> Call:
     return Call("census", keys, (k.active_prefix,))
 
 
+def is_answer(verb: str, reply: object) -> bool:
+    """Whether a reply is one that this script gives: what stands between may damage or mix up replies."""
+    if verb == "restore":
+        return isinstance(reply, int) or (isinstance(reply, list) and len(reply) == 2 and _are(int, reply))
+    if not isinstance(reply, list):
+        return False
+    if verb == "claim":
+        lists = len(reply) == 6 and _are(int, reply[:3]) and _are(list, reply[3:])
+        # Of a thousand messages it is too dear to look at each; what is no message is a dead letter later.
+        return lists and len(reply[3]) == len(reply[4]) and len(reply[5]) in (0, len(reply[3]))
+    if verb == "beat":
+        odd = len(reply) >= 3 and len(reply) % 2 == 1
+        return odd and _are(int, reply[:3] + reply[4::2]) and _are(bytes, reply[3::2])
+    return verb not in ("settle", "enqueue") or (len(reply) == 2 and _are(int, reply))
+
+
+def _are(kind: type, values: list[object]) -> bool:
+    return all(isinstance(value, kind) for value in values)
+
+
 def version_of(info: dict[str, object]) -> tuple[str, tuple[int, ...]]:
     """Name and version of a server from its INFO: what it calls itself, and the Redis version that it is equal to."""
     redis_version = str(info.get("redis_version", "0"))

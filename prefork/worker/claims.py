@@ -209,7 +209,7 @@ class Claims:
 
     def _woken(self, reply: Any) -> None:
         self._blocked_on, self._unblocking = None, False
-        if isinstance(reply, list):
+        if isinstance(reply, list) and len(reply) == 3 and isinstance(reply[1], bytes):
             if queue := self._by_marker.get(reply[0]):
                 self.wake(queue)
             else:
@@ -220,6 +220,9 @@ class Claims:
                 self._deaf = True
                 self._refused("wake-ups", reply)
                 return
+        elif not (reply is None or isinstance(reply, Lost)):  # damaged on its way, or an answer to something else
+            self._blocker.restart()
+            return
         if not isinstance(reply, Lost):
             self._deaf = False
             self.outage.ends("wake-ups")

@@ -1,0 +1,158 @@
+"""Connections that fail in ways of their own: replies that are lost or trickle, servers that accept and break off.
+
+And what holds in any trouble: the master's loop goes on, and what is kept for the broker is bounded.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from prefork.worker.dispatch import MAX_DEPTH
+from tests.conftest import Project, until
+from tests.process import test_trouble
+from tests.process.scene import Clock, active, counts, gone, key
+from tests.process.test_trouble import BEAT, CLAIM, SETTLE, SHORT_LIMITS, Scene, Stall
+
+BIG = """
+@app.task(name="big", result_ttl=600)
+def big(n, ballast):
+    note("big", n)
+    return n
+"""
+
+# In the master: what is kept for the broker, told when it is asked.
+WATCHED = """
+from prefork.worker.outbox import Outboxes
+
+watched = []
+add_queue = Outboxes.add_queue
+
+def add_and_watch(self, keys):
+    watched.append(self)
+    add_queue(self, keys)
+
+Outboxes.add_queue = add_and_watch
+signal.signal(signal.SIGURG, lambda number, frame: note("kept", sum(it.unsettled() for it in watched)))
+"""
+
+
+@pytest.fixture
+def scene(own_project: Project) -> Iterator[Scene]:
+    yield from test_trouble.staged(own_project)
+
+
+@pytest.mark.parametrize("keep", [0, 5], ids=["whole", "in_the_middle"])
+@pytest.mark.parametrize("mark", [CLAIM, SETTLE, BEAT], ids=["claim", "settle", "beat"])
+def test_a_reply_that_is_lost_costs_nothing(scene: Scene, mark: bytes, keep: int) -> None:
+    worker = scene.worker("lease = 1")
+    quick = scene.project.tasks.quick
+    scene.network.lose(mark, 3, keep=keep)
+    results = [quick.enqueue(n) for n in range(300)]
+    assert [result.wait(timeout=20) for result in results] == list(range(300))
+    until(lambda: scene.network.lost == 3, what="three replies are lost")
+    assert set(counts(scene.project, "quick").values()) == {1}
+    until(lambda: active(scene.project) == 0)
+    assert worker.stop() == 0
+    assert int(scene.client.hget(key("stats"), "processed")) == 300, "none is settled twice"
+
+
+def test_what_trickles_is_waited_for_as_long_as_it_moves(scene: Scene) -> None:
+    """Half a megabyte that takes several times the limit of a reply."""
+    scene.project.add(BIG + SHORT_LIMITS)
+    worker = scene.worker()
+    scene.project.tasks.quick.enqueue(0).wait(timeout=20)
+    scene.network.chunk, scene.network.delay_s = 1 << 13, 0.04
+    clock = Clock()
+    result = scene.project.tasks.big.enqueue(1, "x" * 500_000)
+    assert result.wait(timeout=20) == 1
+    assert clock.s > 1.5, "it took longer than the limit"
+    assert scene.project.lines("big") == ["1"]
+    assert "ERROR" not in worker.log
+    assert worker.stop() == 0
+
+
+def test_a_server_that_welcomes_and_breaks_off_is_not_asked_in_a_hurry(scene: Scene) -> None:
+    worker = scene.worker("lease = 1")
+    scene.project.tasks.quick.enqueue(0).wait(timeout=20)
+    scene.network.lose(BEAT, 1_000_000)
+    scene.network.cut()
+    before = scene.network.accepted
+    clock = Clock()
+    until(lambda: clock.s > 2.5)
+    assert scene.network.accepted - before < 25, "two connections, with pauses that grow to a second"
+    scene.network.heal()
+    assert scene.project.tasks.quick.enqueue(1).wait(timeout=20) == 1
+    assert worker.stop() == 0
+
+
+def test_the_loop_goes_on_while_the_server_stands_still(scene: Scene) -> None:
+    """It reaps a child that died, kills a task at its deadline, and stops, all on time."""
+    worker = scene.worker("concurrency = 3\nshutdown_timeout = 1")
+    nap = scene.project.tasks.nap
+    late, dying = nap.using(timeout=1.5).enqueue(1, 60), nap.enqueue(2, 60)
+    nap.enqueue(3, 60)
+    until(lambda: len(scene.project.lines("started")) == 3)
+    pids = dict(map(int, line.split()) for line in scene.project.lines("started"))
+    clock, stall = Clock(), Stall()
+    stall.begin(scene)
+    os.kill(pids[2], signal.SIGKILL)
+    until(lambda: gone(pids[2]) and len(worker.children()) == 3, 1.0, "another child is there")
+    until(lambda: gone(pids[1]), 1.5 + 1.0 - clock.s, "it is killed at its deadline")
+    until(lambda: len(worker.children()) == 3, 1.0, "another child is there")
+    clock = Clock()
+    assert worker.stop() == 0
+    assert clock.s < 1.0 + 1.7
+    assert gone(*pids.values())
+    stall.end(scene)
+    assert {late.id, dying.id} <= {id.decode() for id in scene.client.hkeys(key("m"))}, "nothing is lost"
+
+
+def test_a_server_that_lost_everything_is_worked_for_again(scene: Scene) -> None:
+    """FLUSHALL: leases and queues are gone, and the scripts with them."""
+    worker = scene.worker("lease = 1")
+    quick, nap = scene.project.tasks.quick, scene.project.tasks.nap
+    quick.enqueue(0).wait(timeout=20)
+    nap.enqueue(1, 60)
+    until(lambda: scene.project.lines("started"))
+    scene.client.flushall()
+    scene.client.script_flush()
+    clock = Clock()
+    results = [quick.enqueue(n) for n in range(10, 30)]
+    assert [result.wait(timeout=20) for result in results] == list(range(10, 30))
+    assert clock.s < 1.0 + test_trouble.BACK_S + test_trouble.SLACK_S
+    assert worker.log.count("lost the lease") == 1
+    assert scene.client.zcard(key("leases")) == 1
+    assert worker.stop() == 0
+
+
+def kept(scene: Scene, pid: int) -> int:
+    seen = len(scene.project.lines("kept"))
+    os.kill(pid, signal.SIGURG)
+    until(lambda: len(scene.project.lines("kept")) > seen)
+    return max(map(int, scene.project.lines("kept")[seen:]))
+
+
+def test_what_is_kept_for_the_broker_is_bounded_by_what_was_claimed(scene: Scene) -> None:
+    """No claims without a broker: so no more outcomes than the two children had been handed, or were to be."""
+    scene.project.add(WATCHED)
+    worker = scene.worker("lease = 30")
+    app, quick = scene.project.tasks.app, scene.project.tasks.quick
+    app.enqueue_many(quick.s(n) for n in range(6000))
+    until(lambda: len(scene.project.lines("quick")) > 500)
+    stall = Stall()
+    stall.begin(scene)
+    seen = -1
+    clock = Clock()
+    while clock.s < 0.5:  # until nothing more is run
+        if (now := len(scene.project.lines("quick"))) != seen:
+            seen, clock = now, Clock()
+    assert 0 < kept(scene, worker.pid) <= 2 * 2 * MAX_DEPTH
+    stall.end(scene)
+    until(lambda: len(scene.project.lines("quick")) == 6000)
+    until(lambda: active(scene.project) == 0)
+    assert set(counts(scene.project, "quick").values()) == {1}
+    assert worker.stop() == 0
