@@ -17,18 +17,16 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from prefork.broker import address, durability, facts, lookup, trouble, verbs
+from prefork.broker import address, durability, facts, lookup, passing, trouble, verbs
 from prefork.broker.keys import Keys, queues_key, worker_key
 from prefork.errors import BrokerError, EnqueueUncertain
 
-TRANSIENT = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError, OSError)
 Disturbed = redis.RedisError  # what `listen` raises when its connection breaks
 TRY = 0.45  # of the limit
 # When the caller's own time is over, where it began before this thread did.
 GIVE_UP_S: ContextVar[float] = ContextVar("GIVE_UP_S", default=float("inf"))
 T = TypeVar("T")
 NOBODY = "rehearsal"
-REFUSED = (redis.AuthenticationError, redis.exceptions.AuthorizationError)
 
 
 class Client:
@@ -135,13 +133,28 @@ class Client:
             except (redis.RedisError, OSError) as error:
                 last = error
             left_s = give_up - time.monotonic()
-            transient = isinstance(last, TRANSIENT) and not isinstance(last, REFUSED)
-            sent = sent or (uncertain and transient and not _never_carried_out(last))
+            if refused := passing.refused_for_now(last):
+                self._connect_anew()  # after a failover the address may lead to another server
+            transient = refused or passing.may_pass(last, known=self._checked)
+            sent = sent or (uncertain and transient and not refused and not passing.never_carried_out(last))
             if not transient or left_s < pause_s + min(time.monotonic() - begun, self.limit_s * TRY):
                 self._failure = said = trouble.explain(last, self.shown, self._password)
                 raise (EnqueueUncertain(f"{said} (the task may have been accepted)") if sent else said) from None
             time.sleep(pause_s * random.uniform(0.5, 1))
             pause_s = min(pause_s * 2, 0.5)
+
+    @contextmanager
+    def _one_limit(self) -> Iterator[None]:
+        """Several steps that share one limit."""
+        token = GIVE_UP_S.set(min(GIVE_UP_S.get(), time.monotonic() + self.limit_s))
+        try:
+            yield
+        finally:
+            GIVE_UP_S.reset(token)
+
+    def _connect_anew(self) -> None:
+        if self._redis:
+            self._redis.connection_pool.disconnect(inuse_connections=False)
 
     async def in_thread(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call in a thread, so that the event loop goes on; the limit counts from now, not from the thread's turn."""
@@ -164,9 +177,13 @@ class Client:
         def ask() -> Any:
             now = again if next(tries) and again else call
             try:
-                return self._sent(client, now.command(), lasting=uncertain)
+                answer = self._sent(client, now.command(), lasting=uncertain)
             except redis.exceptions.NoScriptError:
-                return self._sent(client, now.command(in_full=True), lasting=uncertain)
+                answer = self._sent(client, now.command(in_full=True), lasting=uncertain)
+            if uncertain and not verbs.is_answer(call.verb, answer):
+                self._connect_anew()
+                raise redis.ConnectionError(f"Protocol error: no answer to {call.verb}")
+            return answer
 
         return self._bounded(ask, uncertain=uncertain)
 
@@ -195,9 +212,16 @@ class Client:
     def enqueue(self, queue: str, entries: list[verbs.Entry]) -> int:
         """Accept messages, all for one queue; how often it is repeated, each is accepted once. -> server ms"""
         if queue not in self._announced:
-            self.connection()
-            self._bounded(lambda: self.connection().sadd(queues_key(self.prefix), queue), uncertain=False)
-            self._announced.add(queue)
+            begun = time.monotonic()
+            with self._one_limit():
+                self._bounded(lambda: self.connection().sadd(queues_key(self.prefix), queue), uncertain=False)
+                self._announced.add(queue)
+                if time.monotonic() - begun >= self.limit_s:
+                    raise trouble.explain(TimeoutError(), self.shown)  # and nothing was sent
+                return self._enqueue(queue, entries)
+        return self._enqueue(queue, entries)
+
+    def _enqueue(self, queue: str, entries: list[verbs.Entry]) -> int:
         k = self.keys(queue)
         again = verbs.enqueue(k, entries, again=True)
         now_ms, _ = self.call(verbs.enqueue(k, entries), again=again, uncertain=True)
@@ -267,11 +291,3 @@ class Client:
             yield lambda seconds: hub.get_message(ignore_subscribe_messages=True, timeout=seconds)
         finally:
             hub.close()
-
-
-def _never_carried_out(error: BaseException) -> bool:
-    """Whether the connection was never made, or the server refused: nothing can have been accepted."""
-    said = str(error)
-    marks = ("Connection refused", "No such file", "max number of clients")
-    loading = isinstance(error, redis.exceptions.BusyLoadingError)
-    return loading or "connecting to" in said.lower() or any(mark in said for mark in marks)

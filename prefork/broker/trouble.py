@@ -36,6 +36,8 @@ REMEDIES = (
     ("BUSY", "is busy with a script of somebody else; see SCRIPT KILL"),
     ("max number of clients", "has no connection left; raise its maxclients"),
     ("CLUSTERDOWN", "is a cluster that is down; look at CLUSTER INFO"),
+    ("The cluster is down", "is a cluster that is down; look at CLUSTER INFO"),
+    ("Multiple keys request during rehashing", "is a cluster that is moving its data; try again soon"),
     ("Hash slot not served", "is a cluster that is down; look at CLUSTER INFO"),
     ("MOVED", "is a Redis Cluster, which prefork does not support yet; name a single server"),
     ("Name or service not known", "is on a host whose name is not known; check the broker URL"),

@@ -292,6 +292,14 @@ class Busy(Fault):
 
         threading.Thread(target=run, daemon=True).start()
 
+        def is_busy() -> bool:
+            try:
+                return not scene.client.ping()
+            except redis.ResponseError:
+                return True
+
+        until(is_busy)
+
     def end(self, scene: Scene) -> None:
         until(lambda: scene.client.execute_command("SCRIPT", "KILL"))
 
