@@ -696,6 +696,18 @@ def test_restore_keeps_the_order_of_one_claim(bench: Bench) -> None:
     assert bench.pending == ["c", "a", "b"]
 
 
+def test_restore_keeps_the_order_of_claims_within_a_millisecond(bench: Bench) -> None:
+    bench.lease("w")
+    for _ in range(10):
+        bench.put("c", "a", "b")
+        ask = bench.client.pipeline(transaction=False)
+        for n in (1, 2):
+            ask.execute_command(*verbs.claim(bench.keys, "w", n).command(in_full=True))
+        ask.execute()
+        assert bench.active("w") == ["c", "a", "b"]
+        bench.settle("w", plain=["c", "a", "b"])
+
+
 def test_restore_of_an_expired_lease_only(bench: Bench) -> None:
     bench.lease("w")
     bench.put("a")

@@ -70,8 +70,10 @@ end
 local states = {}
 if #ids > 0 then
   local active = {}
+  -- Keeps their order for `restore`, also that of claims within a millisecond: a claim takes longer than its steps.
+  local exact = time[1] * 1000 + time[2] / 1000
   for i, id in ipairs(ids) do
-    active[#active + 1] = now + (i - 1) / 1000 -- keeps their order for `restore`
+    active[#active + 1] = exact + (i - 1) / 2000
     active[#active + 1] = id
   end
   redis.call('ZADD', KEYS[2], unpack(active))
