@@ -91,7 +91,7 @@ def settle(
 def restore(
     k: Keys, worker: str, mode: str, kept: Iterable[str | bytes] = (), max_takeovers: int = MAX_TAKEOVERS
 ) -> Call:
-    """Put back what a worker holds. `mode`: left, gone, expired or keep. -> see restore.lua"""
+    """Put back what a worker holds. `mode`: left, gone, expired, unmoved or keep. -> see restore.lua"""
     keys = (k.leases, k.active(worker), k.messages, k.pending, k.ranked, k.wake, k.takeovers, k.state, k.dead)
     return Call("restore", keys, (worker, mode, max_takeovers, k.done_prefix, *kept))
 

@@ -1,8 +1,8 @@
 """The lease: who this worker is, its heartbeat, the takeover of the dead, the fence.
 
 1. A worker takes a lease on each of its queues, by the server's clock, and renews it at a third of its length.
-2. Each beat shows the other workers' leases. Those that have ended are taken over, and at once those of this host whose
-   process is gone: what they held goes back to the front of its queue.
+2. Each beat shows the other workers' leases. Those that have ended (rivals.py) are taken over, and at once those of
+   this host whose process is gone: what they held goes back to the front of its queue.
 3. A worker whose lease is gone (it stood still, and another took over) is refused by claim and settle: the fence.
 """
 
@@ -28,6 +28,7 @@ from prefork.worker.claims import Claims, Queue
 from prefork.worker.clock import ServerClock
 from prefork.worker.loop import Loop, Timer
 from prefork.worker.outage import Outage
+from prefork.worker.rivals import Rivals
 
 log = logging.getLogger("prefork")
 REFUSED_PAUSE_S = 0.5
@@ -87,7 +88,7 @@ class Lease:
         self._loop, self._channel, self._claims, self._clock = loop, channel, claims, clock
         self._lease_ms, self._max_takeovers, self._fenced = round(lease_s * 1000), max_takeovers, fenced
         self._serial = time.monotonic_ns() // 1_000_000  # a process that was replaced by exec keeps pid and start
-        self._patient_until_s = 0.0
+        self._rivals = Rivals(lease_s)
         self._timer: Timer | None = None
         self._taking_over: set[tuple[str, str]] = set()
         self.outage = Outage()
@@ -102,7 +103,7 @@ class Lease:
 
     def reconnected(self) -> None:
         """After an outage all leases have ended; give the others time to come back too, before taking over."""
-        self._patient_until_s = time.monotonic() + self._lease_ms / 1000
+        self._rivals.be_patient(time.monotonic())
 
     def begin(self, held: Callable[[], None]) -> None:
         """Take a lease on each queue, then call `held`. What the broker refuses is asked for again."""
@@ -163,16 +164,19 @@ class Lease:
         self._claims.due(queue, next_due_ms)
         if waiting:
             self._claims.wake(queue)
-        for name, ends_ms in zip(leases[::2], leases[1::2], strict=True):
-            worker = name.decode("utf-8", "backslashreplace")
+        others = zip((name.decode("utf-8", "backslashreplace") for name in leases[::2]), leases[1::2], strict=True)
+        alive = []
+        for worker, end_ms in others:
             if worker != self.worker:
                 if has_died(worker):
                     self._take_over(queue, worker, "gone")
-                elif ends_ms < now_ms and time.monotonic() >= self._patient_until_s:
-                    self._take_over(queue, worker, "expired")
+                else:
+                    alive.append((worker, end_ms))
+        for worker, end_ms, unmoved in self._rivals.judge(queue.keys.queue, now_ms, time.monotonic(), alive):
+            self._take_over(queue, worker, "unmoved" if unmoved else "expired", end_ms)
         return True
 
-    def _take_over(self, queue: Queue, worker: str, mode: str) -> None:
+    def _take_over(self, queue: Queue, worker: str, mode: str, end_ms: int = 0) -> None:
         key = queue.keys.queue, worker
         if key in self._taking_over:
             return
@@ -192,7 +196,8 @@ class Lease:
             elif isinstance(moved, Exception) and not isinstance(moved, Lost):
                 log.error("cannot take over from worker %s: %s", worker, moved)
 
-        self._channel.send(verbs.restore(queue.keys, worker, mode, (), self._max_takeovers), done)
+        seen = (str(end_ms),) if mode == "unmoved" else ()
+        self._channel.send(verbs.restore(queue.keys, worker, mode, seen, self._max_takeovers), done)
 
     def stop(self) -> None:
         """Renew no more."""

@@ -721,6 +721,21 @@ def test_restore_of_an_expired_lease_only(bench: Bench) -> None:
     assert bench.restore("w", "expired") == 0
 
 
+def test_restore_of_a_lease_that_stands_unmoved(bench: Bench) -> None:
+    bench.lease("w", ms=60_000)
+    bench.put("a")
+    bench.claim("w", 1)
+    seen = str(int(bench.client.zscore(bench.keys.leases, "w") or 0))
+    bench.lease("w", ms=90_000)
+    with unchanged(bench):
+        assert bench.restore("w", "unmoved", seen) == -1
+    seen = str(int(bench.client.zscore(bench.keys.leases, "w") or 0))
+    assert bench.restore("w", "unmoved", seen) == 1
+    assert bench.places() == {"a": ["pending"]}
+    with unchanged(bench):
+        assert bench.restore("w", "unmoved", seen) == -1
+
+
 def test_restore_of_a_worker_that_never_had_a_lease(bench: Bench) -> None:
     with unchanged(bench):
         assert bench.restore("nobody", "expired") == 0

@@ -2,7 +2,8 @@
 -- KEYS  1 leases  2 active of that worker  3 messages  4 pending  5 ranked  6 wake  7 takeovers  8 state  9 dead
 -- ARGV  1 that worker
 --       2 "left": it leaves by itself, take its lease away | "gone": it has died | "expired": the same, if its lease has
---         ended | "keep": it lives, and holds only the ids that follow
+--         ended | "unmoved": the same, if it still ends when 5 says (this clock has gone back since) | "keep": it lives,
+--         and holds only the ids that follow
 --       3 max_takeovers  4 prefix of channels; then ids to keep
 -- Returns  how many were moved; {how many, how many of them are dead letters now} if some are; -1 if its lease has not
 --          ended
@@ -10,6 +11,9 @@ if ARGV[2] == 'expired' then
   local time = redis.call('TIME')
   local ends = redis.call('ZSCORE', KEYS[1], ARGV[1])
   if ends and tonumber(ends) > time[1] * 1000 + math.floor(time[2] / 1000) then return -1 end
+end
+if ARGV[2] == 'unmoved' and tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or 0) ~= tonumber(ARGV[5]) then
+  return -1
 end
 -- A server that is out of memory refuses what needs more, unless the script has written before: what has ended must be
 -- able to end, so that memory gets free.
@@ -22,7 +26,7 @@ else
 end
 
 -- What takes the whole worker down, each time, is found by this alone: nobody lives to tell which task it was.
-local charged = ARGV[2] == 'gone' or ARGV[2] == 'expired'
+local charged = ARGV[2] == 'gone' or ARGV[2] == 'expired' or ARGV[2] == 'unmoved'
 local function is_poison(id)
   if not charged then return false end
   local times = redis.call('HINCRBY', KEYS[7], id, 1)
