@@ -148,9 +148,10 @@ class Claims:
 
     def _ask(self, queue: Queue, n: int) -> None:
         queue.in_flight, queue.owes_claim, queue.woken = True, False, False
-        self.channel.send(verbs.claim(queue.keys, self.worker, n), lambda reply: self._reply(queue, n, reply))
+        worker = self.worker
+        self.channel.send(verbs.claim(queue.keys, worker, n), lambda reply: self._reply(queue, n, worker, reply))
 
-    def _reply(self, queue: Queue, n: int, reply: Any) -> None:
+    def _reply(self, queue: Queue, n: int, worker: str, reply: Any) -> None:
         queue.in_flight = False
         if isinstance(reply, Exception):
             queue.drained = False
@@ -166,7 +167,7 @@ class Claims:
         if not queue.woken:
             queue.drained = left == 0 and (n == 0 or len(ids) < n)
         self.due(queue, next_due_ms)
-        if ids:
+        if ids and worker == self.worker:  # else this worker was fenced meanwhile, and has put them back
             self._claimed(queue.keys.queue, ids, messages, states or [None] * len(ids))
 
     def _refused(self, part: str, reply: Exception) -> None:

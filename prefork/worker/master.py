@@ -47,7 +47,7 @@ from prefork.worker.settlement import Settlement
 from prefork.worker.shutdown import Phase, Shutdown
 from prefork.worker.slate import Slate
 from prefork.worker.status import StatusSocket
-from prefork.worker.work import FENCED, Work
+from prefork.worker.work import Work
 
 log = logging.getLogger("prefork")
 REPORT_TTL_MS = 10_000
@@ -301,15 +301,7 @@ class Master:
             self.channel.send(verbs.restore(queue.keys, self.lease.worker, "left"), lambda reply: None)
         self.lease.new_identity()
         dropped = self.settlement.forget_all()
-        ready = self.work.dispatcher.ready
-        unstarted = len(ready)
-        ready.clear()
-        stopped = 0
-        for child in list(self.pool.children):
-            unstarted += len(self.pool.take_back(child))
-            if child.end.unanswered:
-                stopped += 1
-                self.pool.kill(child, FENCED)
+        stopped, unstarted = self.work.drop_all()
         log.error(
             "lost the lease: another worker has taken over. Stopped %d running tasks, dropped %d outcomes and %d "
             "messages that had not started; going on as %s", stopped, dropped, unstarted, self.lease.worker,

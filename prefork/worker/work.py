@@ -209,6 +209,18 @@ class Work:
             else:
                 self.dispatcher.add(death.waiting, now_s)
 
+    def drop_all(self) -> tuple[int, int]:
+        """The lease is lost, others have it all: stop what runs. -> how many ran, how many had not started"""
+        unstarted, stopped = len(self.dispatcher.ready), 0
+        self.dispatcher.ready.clear()
+        for child in list(self._pool.children):
+            unstarted += len(self._pool.take_back(child))
+            if child.end.unanswered:
+                stopped += 1
+                child.killed_for = FENCED  # be it in the middle of being killed for another reason
+                self._pool.kill(child, FENCED)
+        return stopped, unstarted
+
     def _placed(self, order: Order, death: Death, ran_s: float) -> str:
         """Give what the dead child was running its place. -> which, in words"""
         child, why = death.child, death.child.killed_for
