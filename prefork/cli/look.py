@@ -142,6 +142,18 @@ def _show(options: argparse.Namespace) -> int:
         print(plain(f"\n{attempt}{error.get('class', '')}: {error.get('message', '')}"))
         if error.get("traceback"):
             print(plain(error["traceback"].rstrip()))
+        if told := _of_its_child(error):
+            print(plain(told))
         if error.get("stack"):
             print(plain(f"what it was doing:\n{error['stack'].rstrip()}"))
     return 0
+
+
+def _of_its_child(error: dict[str, Any]) -> str:
+    """What is known of the child that died with this attempt, in a line or two."""
+    sizes = {"ran": "ran_s", "CPU of its whole life": "child_cpu_s", "peak memory": "peak_bytes"}
+    if "exit" not in error:
+        return ""
+    told = {name: error[key] for name, key in sizes.items() if isinstance(error.get(key), int | float)}
+    said = [f"{name} {megabytes(value) if name == 'peak memory' else f'{value:.3f} s'}" for name, value in told.items()]
+    return f"its child, pid {error.get('pid')} on {error.get('host')}, {error['exit']}\n{', '.join(said)}"

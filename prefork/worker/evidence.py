@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 from pathlib import Path
 from typing import Any
+
+from prefork.worker.slate import STACK_SIGNAL
 
 CGROUP = Path("/proc/self/cgroup")
 OOM_KILLS = re.compile(r"^oom_kill ([0-9]+)$", re.MULTILINE)
@@ -40,8 +43,30 @@ def _events(root: Path) -> Path | None:
     return path if path.exists() else None
 
 
-def of_death(pid: int, peak_kib: int, cpu_s: float, stack: str) -> dict[str, Any]:
+def without_stack(pid: int) -> str:
+    """Why a child does not tell its Python stack, and what the kernel says that it does."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        facts = {name: text.strip() for name, _, text in (line.partition(":") for line in lines)}
+        bit = 1 << (STACK_SIGNAL - 1)
+        blocked, ignored, caught = (int(facts[name], 16) & bit for name in ("SigBlk", "SigIgn", "SigCgt"))
+    except (OSError, KeyError, ValueError):
+        return ""
+    why = "its task blocks the signal that asks for one; " if blocked else ""
+    why = why or ("its task ignores the signal that asks for one; " if ignored else "")
+    why = why or ("" if caught else "its task has taken the handler away, or is another program now; ")
+    held = _wchan(pid)
+    return f"no Python stack: {why}{facts['Name']} is in state {facts['State']}{held and f', in the kernel at {held}'}"
+
+
+def _wchan(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/wchan").read_text().strip("0")
+    return ""
+
+
+def of_death(pid: int, how: str, peak_kib: int, cpu_s: float, stack: str) -> dict[str, Any]:
     """What goes into the message's record of this attempt, for `prefork show`."""
-    known: dict[str, Any] = {"host": socket.gethostname(), "pid": pid, "peak_bytes": peak_kib << 10}
+    known: dict[str, Any] = {"host": socket.gethostname(), "pid": pid, "exit": how, "peak_bytes": peak_kib << 10}
     known["child_cpu_s"] = round(cpu_s, 3)
     return known | {"stack": stack} if stack else known

@@ -33,6 +33,7 @@ WILL_LAST = 1  # flag: worth a process title of its own
 READY, DONE, DONE_WITH_FOLLOW_UPS, FAILED, PROGRESS, BOOT_FAILED = range(6)  # kinds of answers
 
 LARGEST_ANSWER = 64 << 20
+LONGEST_S = 1e10  # infinity, and what is no number, would stay in all means for ever
 
 
 @dataclass(slots=True)
@@ -160,6 +161,8 @@ class MasterEnd:
         """
         if self._garbage:
             raise ValueError(self._garbage)
+        if self.answer_r < 0:  # it was closed after the child's death
+            return None
         try:
             data = os.read(self.answer_r, 1 << 18)
         except BlockingIOError:
@@ -176,8 +179,8 @@ class MasterEnd:
         buffer, at, head = self._answers, 0, ANSWER.size
         while len(buffer) - at >= head:
             number, kind, size, ran_s, cpu_s, peak_kib = ANSWER.unpack_from(buffer, at)
-            if kind > BOOT_FAILED or size > LARGEST_ANSWER:
-                self._garbage = f"an answer of kind {kind} with {size} bytes"
+            if kind > BOOT_FAILED or size > LARGEST_ANSWER or not (0 <= ran_s < LONGEST_S and -1 <= cpu_s < LONGEST_S):
+                self._garbage = f"an answer of kind {kind} with {size} bytes after {ran_s:g} s"
                 break
             if len(buffer) - at - head < size:
                 break

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from prefork.worker import process
 from prefork.worker.dispatch import Slot
-from prefork.worker.evidence import OutOfMemory
+from prefork.worker.evidence import OutOfMemory, without_stack
 from prefork.worker.handoff import BOOT_FAILED, READY, Answer, ChildEnd, MasterEnd, Order
 from prefork.worker.loop import Loop
 from prefork.worker.process import Death, Process, State
@@ -29,6 +29,7 @@ SETTLED_S = 1.0  # a child that lives so long after its start is not part of a c
 LONGEST_BACKOFF_S = 30.0
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 UNLIMITED = 1 << 62
+LOST_S = 0.5  # from the end of a child's pipe to its own, at most
 STACK_PAUSES_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.1)  # between looks for a stack that was asked for
 
 
@@ -162,7 +163,8 @@ class Pool:
         try:
             answers = child.end.receive()
         except EOFError:
-            self._loop.forget(child.end.answer_r)  # it is dying, or has closed its pipe and will notice
+            self._loop.forget(child.end.answer_r)  # it is dying, or has closed its pipe
+            self._loop.call_later(LOST_S, lambda: self._end_lost(child))
             return False
         except ValueError as error:
             self._loop.forget(child.end.answer_r)
@@ -171,7 +173,9 @@ class Pool:
         if answers is None:
             return False
         for answer in answers:
-            if answer.kind == READY:
+            if answer.kind in (READY, BOOT_FAILED) and child.state is State.READY:  # a task has written into the pipe
+                self.kill(child, "it sent garbage: it said a second time how it had started")
+            elif answer.kind == READY:
                 child.state = State.READY if child.state is State.BOOTING else child.state
                 child.slot.open = child.state is State.READY
                 if self._deaths:
@@ -186,6 +190,11 @@ class Pool:
                 self._trust_again(child)
                 self.owner.on_answer(child, answer)
         return True
+
+    def _end_lost(self, child: Process) -> None:
+        """Its task has closed the pipe, or has become another program: no answer can come any more."""
+        if child in self.children:
+            self.kill(child, "it had closed its pipe to the master")
 
     def _trust_again(self, child: Process) -> None:
         """A child works: others will too."""
@@ -231,7 +240,7 @@ class Pool:
         return orders
 
     def ask_stack(self, child: Process, then: Callable[[str], None]) -> None:
-        """Call `then` with the Python stack of a child; with "" if it does not tell within a quarter of a second."""
+        """Call `then` with the Python stack of a child; if it does not tell in a quarter of a second, with why not."""
         child.slate.wipe()
         pauses = iter(STACK_PAUSES_S)
         before = ""
@@ -243,7 +252,7 @@ class Pool:
             stack, pause_s = child.slate.stack(), next(pauses, None)
             if pause_s is None or (stack and stack == before):  # not in the middle of its writing
                 child.slate.wipe()
-                return then(stack)
+                return then(stack or without_stack(child.pid))
             before = stack
             self._loop.call_later(pause_s, look)
             return None

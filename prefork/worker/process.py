@@ -82,5 +82,8 @@ def how(status: int, killed_for: str, *, out_of_memory: bool = False) -> str:
 
 def boot_error(payload: bytes) -> str:
     """Why a child could not start, from its answer."""
-    error = orjson.loads(payload)
-    return str(error["traceback"] or error["class"]).rstrip()
+    try:
+        error = orjson.loads(payload)
+        return str(error["traceback"] or error["class"]).rstrip()
+    except (ValueError, TypeError, KeyError):  # its hook has written into the pipe
+        return "what it said cannot be read"

@@ -224,7 +224,7 @@ class Work:
     def _placed(self, order: Order, death: Death, ran_s: float) -> str:
         """Give what the dead child was running its place. -> which, in words"""
         child, why = death.child, death.child.killed_for
-        known = evidence.of_death(child.pid, death.peak_kib, death.cpu_s, death.stack)
+        known = evidence.of_death(child.pid, death.how, death.peak_kib, death.cpu_s, death.stack)
         if why == FENCED:
             return "another worker has it now"
         if why.startswith("timeout") and child.killed_order is not order:
