@@ -22,9 +22,11 @@ class OutOfMemory:
         self._before = self._count()
 
     def has_struck(self) -> bool:
-        """Whether it has killed anything since the last time."""
-        before, self._before = self._before, self._count()
-        return self._before > before
+        """Whether it has killed anything that this was not said of yet. To be asked of what died by SIGKILL alone."""
+        if self._count() <= self._before:
+            return False
+        self._before += 1
+        return True
 
     def _count(self) -> int:
         try:

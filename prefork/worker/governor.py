@@ -33,6 +33,7 @@ class Governor:
         self._hard = per_child * HARD if per_child else None
         self._total = total
         self._armed = False
+        self._asked: set[Process] = set()  # for their stacks
 
     def arm(self) -> None:
         """A task runs."""
@@ -46,6 +47,8 @@ class Governor:
         if not busy:
             return
         self.arm()
+        if any(child.killed_for for child in self._pool.children):
+            return  # what it has will be free in a moment, and nobody else is to go for it
         if self._hard:
             for child in busy:
                 size = resident_bytes(child.pid)
@@ -61,8 +64,12 @@ class Governor:
 
     def _end(self, child: Process, why: str) -> None:
         order = child.head
+        if child in self._asked:
+            return
+        self._asked.add(child)
 
         def kill(stack: str) -> None:
+            self._asked.discard(child)
             if child.head is order:
                 child.stack = stack
                 self._pool.kill(child, why)

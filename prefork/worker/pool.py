@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import resource
 import signal
 import sys
 import time
@@ -29,6 +28,7 @@ SETTLED_S = 1.0  # a child that lives so long after its start is not part of a c
 LONGEST_BACKOFF_S = 30.0
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 UNLIMITED = 1 << 62
+UNKILLABLE_S = 2.0  # after a kill: more than a child needs to give its memory back
 LOST_S = 0.5  # from the end of a child's pipe to its own, at most
 STACK_PAUSES_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.1)  # between looks for a stack that was asked for
 
@@ -64,6 +64,7 @@ class Pool:
         self._oom = OutOfMemory()
         self._backing_off = False
         self._last_death, self._next_s = "", 0.0
+        self._left_behind = 0
         self.growing = True
 
     @property
@@ -78,7 +79,9 @@ class Pool:
 
     def fill(self) -> None:
         """Fork until there are as many children as wanted; later, if they keep dying, or the system refuses."""
-        while self.growing and not self._backing_off and len(self.children) < self.size:
+        # As many as are wanted may be left behind and replaced; no more, or a dead disk would fill the host with them.
+        most = self.size - max(0, self._left_behind - self.size)
+        while self.growing and not self._backing_off and len(self.children) < most:
             if self._deaths > QUICK_DEATHS_ALLOWED:
                 self._back_off(f"{self._deaths} children died in a row with no task")
             else:
@@ -220,13 +223,27 @@ class Pool:
 
     def kill(self, child: Process, why: str) -> None:
         """End it now, with all that its tasks have started."""
+        if not child.killed_for:
+            self._loop.call_later(UNKILLABLE_S, lambda: self._leave_behind(child))
         child.killed_for = child.killed_for or why
         child.slot.open = False
-        for send, target in ((os.killpg, child.pid), (os.kill, child.pid)):  # it may have no group of its own yet
-            try:
-                send(target, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        process.kill_family(child.pid)
+
+    def _leave_behind(self, child: Process) -> None:
+        """The kernel does not let it die (a dead network disk, say): what it ran ends as if it had. No step of it
+        can run any more, and it is reaped when the kernel lets go."""
+        if child not in self.children or not self.growing:  # a worker that stops has a bound of its own
+            return
+        log.error("child %d (pid %d) does not die, the kernel holds it; it is left behind", child.number, child.pid)
+
+        def ended(_: int) -> None:
+            self._left_behind -= 1
+            log.info("child %d (pid %d), left behind, has ended", child.number, child.pid)
+            self.fill()
+
+        self.strangers[child.pid] = ended
+        self._left_behind += 1
+        self._bury(child, signal.SIGKILL, *process.used(child.pid))
 
     def resize(self, size: int) -> list[Order]:
         """Have so many children from now on: more at once, fewer as they get done. -> what those have not started"""
@@ -266,7 +283,7 @@ class Pool:
         self._signal(child, STOP_SIGNAL)
 
     def _signal(self, child: Process, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(child.pid, number)
 
     def reap(self) -> None:
@@ -284,7 +301,7 @@ class Pool:
             except ChildProcessError:
                 continue
             if child:
-                self._bury(child, status, usage)
+                self._bury(child, status, *process.used_of(usage))
             elif tell := self.strangers.pop(pid, None):
                 tell(status)
 
@@ -299,9 +316,9 @@ class Pool:
             if pid:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(pid, signal.SIGKILL)
-                self._bury(child, status, usage)
+                self._bury(child, status, *process.used_of(usage))
 
-    def _bury(self, child: Process, status: int, usage: resource.struct_rusage) -> None:
+    def _bury(self, child: Process, status: int, peak_kib: int, cpu_s: float) -> None:
         while self.read(child):
             pass
         waiting = child.end.take_back()
@@ -318,11 +335,10 @@ class Pool:
         if not wanted and not running and (not child.killed_for or child.state is State.BOOTING):
             self._deaths += 1
         asked = os.WIFSIGNALED(status) and os.WTERMSIG(status) in ASKING
-        how = process.how(status, child.killed_for, out_of_memory=self._oom.has_struck())
+        strange = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and not child.killed_for
+        how = process.how(status, child.killed_for, out_of_memory=strange and self._oom.has_struck())
         if not wanted and not running:
             self._last_death = child.boot_error or how
-        peak_kib = usage.ru_maxrss if sys.platform == "linux" else usage.ru_maxrss >> 10
-        cpu_s = usage.ru_utime + usage.ru_stime
         self.owner.on_death(Death(child, how, wanted, asked, running, waiting, peak_kib, cpu_s, stack))
         self.fill()
 

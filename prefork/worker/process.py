@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
+import resource
 import signal
+import sys
 import time
 from dataclasses import dataclass, field
 
 import orjson
+import psutil
 
 from prefork.worker.dispatch import Slot
 from prefork.worker.handoff import MasterEnd, Order
@@ -78,6 +82,37 @@ def how(status: int, killed_for: str, *, out_of_memory: bool = False) -> str:
     code = os.waitstatus_to_exitcode(status)
     meaning = {11: " (could not start)", 12: " (its pipes to the master were closed)"}.get(code, "")
     return f"exited with {code}{meaning}"
+
+
+def kill_family(pid: int) -> None:
+    """End a child now, with all that its tasks have started, also in sessions of their own."""
+    # Whom to ask is known only as long as the child lives: then its children become somebody else's.
+    try:
+        strays = psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        strays = []
+    for send in (os.killpg, os.kill):  # it may have no group of its own yet
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # it may be a program of another user now
+            send(pid, signal.SIGKILL)
+    for stray in strays:
+        with contextlib.suppress(psutil.Error):
+            stray.kill()  # not if its pid is another's by now
+
+
+def used_of(usage: resource.struct_rusage) -> tuple[int, float]:
+    """Peak memory in KiB, and CPU time, of a child that was reaped."""
+    peak_kib = usage.ru_maxrss if sys.platform == "linux" else usage.ru_maxrss >> 10
+    return peak_kib, usage.ru_utime + usage.ru_stime
+
+
+def used(pid: int) -> tuple[int, float]:
+    """The same, of one that is still there: the memory that it has now."""
+    try:
+        it = psutil.Process(pid)
+        times = it.cpu_times()
+        return it.memory_info().rss >> 10, times.user + times.system
+    except psutil.Error:
+        return 0, 0.0
 
 
 def boot_error(payload: bytes) -> str:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from prefork import TaskResult
 from tests.cli.command import prefork
 from tests.conftest import Project, Worker, until
-from tests.process.scene import STEPS, gone, place
+from tests.process.scene import STEPS, Clock, gone, lives, place, state
 
 # Each has this long, and none of them ends by itself. -> what its evidence has to hold
 TIMEOUT_S = 0.6
@@ -130,3 +136,114 @@ def test_whatever_a_task_does_to_its_process_is_its_own_failure(project: Project
             assert {"exit", "host", "pid", "peak_bytes", "child_cpu_s", "ran_s"} <= set(error), (name, error)
     works(project, worker, 3)
     assert worker.stop() == 0
+
+
+# Of cgroup version 1: what is frozen there cannot be killed, as if it hung on a dead network disk.
+FREEZER = Path("/sys/fs/cgroup/freezer")
+
+
+@pytest.fixture
+def freeze() -> Iterator[Callable[[int | None], None]]:
+    """Put a process into uninterruptible sleep; None: let all go."""
+    folder = FREEZER / f"prefork-test-{os.getpid()}"
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("needs root, and the freezer of cgroup version 1")
+
+    def put(pid: int | None) -> None:
+        if pid is not None:
+            (folder / "cgroup.procs").write_text(str(pid))
+        (folder / "freezer.state").write_text("THAWED" if pid is None else "FROZEN")
+
+    yield put
+    put(None)
+    until(lambda: not (folder / "cgroup.procs").read_text())
+    folder.rmdir()
+
+
+def test_a_child_that_the_kernel_does_not_let_die_is_left_behind(project: Project, freeze: Any) -> None:
+    worker = project.worker("concurrency = 1")
+    stuck = project.tasks.nap.using(timeout=0.8, max_retries=0).enqueue(1, 60)
+    pid = int(until(lambda: project.lines("started"))[0].split()[1])
+    freeze(pid)
+    clock = Clock()
+    next = project.tasks.add.enqueue(1)
+    assert next.wait(timeout=20) == 3
+    assert clock.s < 0.8 + 0.25 + 2 + 2
+    error = last_error(project, stuck)
+    assert error["class"] == "prefork.TaskTimeout"
+    assert "in state D (disk sleep)" in error["stack"]
+    assert lives(pid)
+    assert "the kernel holds it" in worker.log
+    freeze(None)
+    until(lambda: gone(pid) and "left behind, has ended" in worker.log)
+    works(project, worker, 1)
+    assert worker.stop() == 0
+
+
+def test_while_the_largest_child_dies_no_other_is_killed_for_its_memory(project: Project, freeze: Any) -> None:
+    project.add("""
+        @app.task
+        def grow(mb, seconds):
+            kept = bytearray(mb << 20)
+            note("grown", os.getpid())
+            time.sleep(seconds)
+    """)
+    worker = project.worker("max_memory = 500MB\nmax_crashes = 1")
+    large = project.tasks.grow.enqueue(300, 60)
+    freeze(int(until(lambda: project.lines("grown"))[0]))
+    small = project.tasks.grow.enqueue(250, 1.5)
+    small.wait(timeout=20)
+    assert small.attempts == 1
+    assert "this child had the most" in last_error(project, large)["message"]
+    freeze(None)
+    assert worker.stop() == 0
+
+
+def test_what_a_killed_child_has_started_ends_with_it_also_in_sessions_of_its_own(project: Project) -> None:
+    project.add("""
+        @app.task(timeout=1, max_retries=0)
+        def spawn():
+            script = "sleep 600 & echo $! >> pids; exec sleep 600"
+            note("pids", subprocess.Popen(["sh", "-c", script], cwd=here, start_new_session=True).pid)
+            if os.fork() == 0:
+                os.setsid()
+                note("pids", os.getpid())
+                while True:
+                    time.sleep(60)
+            time.sleep(60)
+    """)
+    worker = project.worker()
+    result = project.tasks.spawn.enqueue()
+    until(lambda: len(project.lines("pids")) == 3)
+    pids = [int(line) for line in project.lines("pids")]
+    assert last_error(project, result)["class"] == "prefork.TaskTimeout"
+    until(lambda: gone(*pids), 2)
+    assert worker.stop() == 0
+
+
+def test_a_task_that_kills_its_master_each_time_is_a_dead_letter_after_max_takeovers(project: Project) -> None:
+    project.add(STEPS)
+    poison = project.tasks.step.enqueue(1, "os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)")
+    lives_on = project.tasks.step.using(priority=-1).enqueue(2)
+    for takeovers in range(3):
+        worker = project.worker("concurrency = 1\nmax_takeovers = 2", wait=False)
+        assert worker.wait() == -signal.SIGKILL, worker.log
+        until(lambda n=takeovers + 1: len(project.lines("steps")) == n)  # type: ignore[misc]
+    worker = project.worker("concurrency = 1\nmax_takeovers = 2")
+    assert lives_on.wait(timeout=20) == 2
+    error = last_error(project, poison)
+    assert error["class"] == "prefork.WorkerDied"
+    assert "more than 2 times" in error["message"]
+    assert project.lines("steps") == ["1", "1", "1", "2"]
+    assert worker.stop() == 0
+
+
+def test_a_task_that_stops_its_master_goes_back_to_its_queue(project: Project) -> None:
+    project.add(STEPS)
+    result = project.tasks.step.enqueue(1, "os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)")
+    worker = project.worker("shutdown_timeout = 0.2", wait=False)
+    assert worker.wait() == 0
+    assert place(project, result) == "pending"
+    assert state(project, result) == {}

@@ -1,0 +1,70 @@
+"""What the kernel tells of its OOM killer, from files such as it writes; and what it tells of a silent child."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prefork.worker import evidence
+from prefork.worker.evidence import OutOfMemory, without_stack
+from tests.conftest import until
+
+
+@pytest.fixture
+def events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The memory.events of a cgroup of version 2, in which this process claims to be."""
+    (tmp_path / "cgroup").write_text("4:memory:/elsewhere\n0::/shop/worker\n")
+    monkeypatch.setattr(evidence, "CGROUP", tmp_path / "cgroup")
+    file = tmp_path / "fs/shop/worker/memory.events"
+    file.parent.mkdir(parents=True)
+    count(file, 3)
+    return file
+
+
+def count(file: Path, kills: int) -> None:
+    file.write_text(f"low 0\nhigh 0\nmax 812\noom 9\noom_kill {kills}\noom_group_kill 0\n")
+
+
+def test_each_kill_of_the_kernel_is_told_of_one_death(events: Path, tmp_path: Path) -> None:
+    kernel = OutOfMemory(tmp_path / "fs")
+    assert not kernel.has_struck()
+    count(events, 5)  # two children at once
+    assert [kernel.has_struck() for _ in range(3)] == [True, True, False]
+
+
+def test_where_the_kernel_does_not_tell_nothing_is_said(events: Path, tmp_path: Path) -> None:
+    kernel = OutOfMemory(tmp_path / "fs")
+    events.write_text("nonsense")
+    assert not kernel.has_struck()
+    events.unlink()
+    assert not kernel.has_struck()
+    assert not OutOfMemory(tmp_path / "nowhere").has_struck()
+
+
+def test_of_a_silent_process_the_kernel_tells(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            os.kill(process.pid, signal.SIGSTOP)
+            until(lambda: "T (stopped)" in without_stack(process.pid))
+            assert "is another program now; sleep is in state" in without_stack(process.pid)
+        finally:
+            process.kill()
+    assert without_stack(process.pid) == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_a_child_that_has_become_a_program_of_another_user_does_not_hurt_its_master() -> None:
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
+        try:
+            code = "import os, sys; from prefork.worker.process import kill_family; os.setuid(65534); "
+            command = [sys.executable, "-c", f"{code}kill_family({process.pid})"]
+            done = subprocess.run(command, capture_output=True, timeout=20, check=False)
+            assert done.returncode == 0, done.stderr
+            assert process.poll() is None
+        finally:
+            process.kill()
