@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from prefork.cli import doctor, look, steer
+from prefork.cli import doctor, look, steer, torture
 from prefork.cli.connect import common_flags
 from prefork.cli.exits import EXIT_NOTHING, EXIT_USAGE, exit_code
 from prefork.cli.output import plain
@@ -25,6 +25,7 @@ examples:
   prefork cancel 01a20ba2946a7b09923474bb9927d8b7
   prefork enqueue shop.send_invoice --args '[7]' -c myapp.conf --wait 10
   prefork doctor --broker redis://broker:6379/0  what is wrong, and what to do
+  prefork torture --minutes 2                    prove on this machine that nothing is lost
 
 Without -c and --broker, the broker is $PREFORK_BROKER. `prefork COMMAND --help` tells more.
 """
@@ -81,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--version", action=_Version, nargs=0, help="say which version this is, and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for room in (look, doctor, steer):
+    for room in (look, doctor, steer, torture):
         room.add(commands, common_flags(top=False))
     return parser
 
