@@ -11,9 +11,13 @@ else
   if #ids > 0 then redis.call('ZREM', KEYS[5], unpack(ids)) end
 end
 if #ids > 0 then
+  local deleted = 0
+  for _, id in ipairs(ids) do
+    if redis.call('HSTRLEN', KEYS[1], id) > #'0 cancelled' then deleted = deleted + 1 end -- else a trace of one
+  end
   redis.call('HDEL', KEYS[1], unpack(ids))
   redis.call('HDEL', KEYS[2], unpack(ids))
-  redis.call('HINCRBY', KEYS[3], 'deleted', #ids)
+  redis.call('HINCRBY', KEYS[3], 'deleted', deleted)
   for i, id in ipairs(ids) do ids[i] = ARGV[2] .. id end
   redis.call('UNLINK', unpack(ids))
 end
