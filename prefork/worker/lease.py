@@ -27,6 +27,7 @@ from prefork.broker.channel import Channel, Lost
 from prefork.worker.claims import Claims, Queue
 from prefork.worker.clock import ServerClock
 from prefork.worker.loop import Loop, Timer
+from prefork.worker.neighbours import Neighbours
 from prefork.worker.outage import Outage
 from prefork.worker.rivals import Rivals
 
@@ -41,12 +42,19 @@ def identity(serial: int) -> str:
     return f"{socket.gethostname()}:{_machine()}:{pid}:{_start_of(pid)}:{serial}"
 
 
-def has_died(worker: str) -> bool:
-    """Whether this worker was a process of this host (this boot, this pid namespace) that is gone."""
+def pid_here(worker: str) -> int:
+    """The pid of a worker of this host (this boot, this pid namespace), be it alive or not; 0 for any other."""
     parts = worker.rsplit(":", 4)
     if len(parts) != 5 or parts[0] != socket.gethostname() or parts[1] != _machine() or not PID.fullmatch(parts[2]):
+        return 0
+    return int(parts[2])
+
+
+def has_died(worker: str) -> bool:
+    """Whether this worker was a process of this host (this boot, this pid namespace) that is gone."""
+    pid = pid_here(worker)
+    if not pid:
         return False
-    pid = int(parts[2])
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -54,7 +62,7 @@ def has_died(worker: str) -> bool:
     except PermissionError:
         pass
     start = _start_of(pid)
-    return start not in ("", parts[3])
+    return start not in ("", worker.rsplit(":", 2)[1])
 
 
 def _machine() -> str:
@@ -89,7 +97,10 @@ class Lease:
         self._lease_ms, self._max_takeovers, self._fenced = round(lease_s * 1000), max_takeovers, fenced
         self._serial = time.monotonic_ns() // 1_000_000  # a process that was replaced by exec keeps pid and start
         self._rivals = Rivals(lease_s)
+        self.neighbours = Neighbours(loop, self._look_now)
+        self._near: dict[str, dict[str, int]] = {}  # queue -> living workers of this host -> their pids
         self._timer: Timer | None = None
+        self.ends_s = 0.0  # by this process's own clock: from then on another may have taken over
         self._taking_over: set[tuple[str, str]] = set()
         self.outage = Outage()
         self._asked: tuple[bool, Callable[[], None]] | None = None  # first or not, whom to call, until it is granted
@@ -127,12 +138,14 @@ class Lease:
 
     def _beat_all(self) -> None:
         self._beat_in(self._lease_ms / 3000)
-        asked = self._asked
+        asked, sent_s = self._asked, time.monotonic()
         due = set(map(id, self._claims.queues))
 
         def answered(queue: Queue, reply: Any) -> None:
             if self._take_in(queue, reply):
                 due.discard(id(queue))
+                if not due:
+                    self.ends_s = max(self.ends_s, sent_s + self._lease_ms / 1000)
                 if asked and not due and self._asked is asked:
                     self._asked = None
                     asked[1]()
@@ -147,6 +160,11 @@ class Lease:
             self._channel.flush()
         else:
             self._beat_in(self._lease_ms / 3000)
+
+    def _look_now(self) -> None:
+        """A worker of this host has ended, perhaps without a word."""
+        if self._timer:
+            self._tick()
 
     def _take_in(self, queue: Queue, reply: Any) -> bool:
         if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("FENCED"):
@@ -165,13 +183,17 @@ class Lease:
         if waiting:
             self._claims.wake(queue)
         others = zip((name.decode("utf-8", "backslashreplace") for name in leases[::2]), leases[1::2], strict=True)
-        alive = []
+        alive, near = [], {}
         for worker, end_ms in others:
             if worker != self.worker:
                 if has_died(worker):
                     self._take_over(queue, worker, "gone")
                 else:
                     alive.append((worker, end_ms))
+                    if pid := pid_here(worker):
+                        near[worker] = pid
+        self._near[queue.keys.queue] = near
+        self.neighbours.watch({worker: pid for workers in self._near.values() for worker, pid in workers.items()})
         for worker, end_ms, unmoved in self._rivals.judge(queue.keys.queue, now_ms, time.monotonic(), alive):
             self._take_over(queue, worker, "unmoved" if unmoved else "expired", end_ms)
         return True
@@ -203,3 +225,4 @@ class Lease:
         """Renew no more."""
         if self._timer:
             self._timer.cancel()
+            self._timer = None

@@ -148,6 +148,7 @@ class Master:
         self.blocker.abandon()
         self.status.abandon()
         self.reload.abandon()
+        self.lease.neighbours.abandon()
         if self._pidfile:
             self._pidfile.abandon()
         return list(self.loop.descriptors())
@@ -314,7 +315,7 @@ class Master:
         """Once a turn, after all that has come was taken in."""
         now_s = self.loop.turned_s
         running = not self.shutdown.begun
-        if running:
+        if running and now_s < self.lease.ends_s:  # one that stood still would start what another has now
             self.work.hand_out(now_s)
         if self.channel.ready:
             self.settlement.flush(self.channel)

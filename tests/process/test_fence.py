@@ -325,7 +325,7 @@ def test_a_worker_whose_own_clock_is_wrong_harms_nobody(project: Project, hours:
 
 def test_no_decision_reads_the_local_clock() -> None:
     """Where it is read: ids, which only have to be unique; what people are shown; and until the server has spoken."""
-    shown = {"message.py", "clock.py", "report.py", "child.py", "result.py", "doctor.py", "output.py"}
+    shown = {"message.py", "clock.py", "report.py", "child.py", "result.py", "doctor.py", "output.py", "keyspace.py"}
     words = ("time.time(", "time.time_ns(", "datetime.now(", "utcnow(", "date.today(", "localtime(")
     house = pathlib.Path(lease.__file__).parents[1]
     files = [*house.glob("*.py"), *house.glob("broker/*.py"), *house.glob("worker/*.py"), *house.glob("cli/*.py")]
@@ -353,6 +353,30 @@ def test_a_name_with_the_pid_of_another_process_is_taken_over_at_once_and_that_o
     assert client.zcard(key(f"active:{name}")) == 1
     assert said(worker, "took over") == 1
     assert worker.stop() == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="elsewhere the next beat finds it")
+def test_a_neighbour_that_dies_is_taken_over_at_once(project: Project) -> None:
+    project.add(GATED)
+    dying, heir = (project.worker("lease = 60\nconcurrency = 1") for _ in range(2))
+    results = [project.tasks.gated.enqueue(n) for n in range(2)]
+    until(lambda: len(project.lines("gated")) == 2)
+    dying, heir = (heir, dying) if _watches(dying, heir) else (dying, heir)
+    until(lambda: _watches(heir, dying))
+    let_go(project, heir)
+    clock = Clock()
+    dying.process.kill()
+    dying.process.wait(10)
+    assert [result.wait(timeout=20) for result in results] == [heir.pid, heir.pid]
+    assert clock.s < 5, "a third of the lease is 20 s"
+    assert said(heir, "its process is gone") == 1
+    assert heir.stop() == 0
+
+
+def _watches(worker: Worker, other: Worker) -> bool:
+    """Whether one has been told of the other, at a beat."""
+    folder = pathlib.Path(f"/proc/{worker.pid}/fdinfo")
+    return any(f"Pid:\t{other.pid}\n" in fd.read_text() for fd in folder.iterdir())
 
 
 UNSHARE = ["unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
