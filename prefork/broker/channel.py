@@ -292,6 +292,9 @@ class Channel:
                     return self._break(ConnectionError(f"Protocol error: no answer to {sent.call.verb}"))
                 else:
                     sent.callback(reply)
+                    if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("READONLY"):
+                        # After a failover the address may lead to another server, while this one lives on.
+                        return self._break(reply) if self._socket is here else None
         except hiredis.ProtocolError as error:
             return self._break(ConnectionError(f"Protocol error: {error}"))
         return None

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from prefork import Prefork
 from prefork.worker.dispatch import MAX_DEPTH
-from tests.conftest import Project, until
+from tests.conftest import Project, Server, until
 from tests.process import test_trouble
 from tests.process.scene import Clock, active, counts, gone, key
 from tests.process.test_trouble import BEAT, CLAIM, SETTLE, SHORT_LIMITS, Scene, Stall
@@ -155,4 +156,19 @@ def test_what_is_kept_for_the_broker_is_bounded_by_what_was_claimed(scene: Scene
     until(lambda: len(scene.project.lines("quick")) == 6000)
     until(lambda: active(scene.project) == 0)
     assert set(counts(scene.project, "quick").values()) == {1}
+    assert worker.stop() == 0
+
+
+def test_a_worker_goes_to_where_the_address_leads_after_a_failover(scene: Scene, server_binary: str) -> None:
+    """The old primary lives on, as a replica, and the connections to it stay open."""
+    worker = scene.worker("lease = 2")
+    scene.project.tasks.quick.enqueue(0).wait(timeout=20)
+    other = Server(server_binary)
+    scene.more.append(other)
+    scene.network.target = other.path
+    scene.client.execute_command("REPLICAOF", "127.0.0.1", "1")
+    app = Prefork("producer", broker=other.url)
+    app.task(name="quick")(lambda n: n).enqueue(1)
+    until(lambda: "1" in scene.project.lines("quick"), test_trouble.BACK_S + test_trouble.SLACK_S, worker.log)
+    app.client.close()
     assert worker.stop() == 0
