@@ -211,4 +211,5 @@ class TaskResult(Generic[R_co]):
 
 
 def _moment(ms: int | None) -> datetime | None:
-    return datetime.fromtimestamp(ms / 1000, UTC) if ms else None
+    fits = isinstance(ms, int | float) and 0 < ms <= message.LATEST_MS  # what the broker holds may be damaged
+    return datetime.fromtimestamp(ms / 1000, UTC) if ms and fits else None

@@ -105,12 +105,14 @@ def resolve(url: str) -> Address:
 def shown(url: str) -> str:
     """The URL without its password, and without its query, which may hold one too."""
     scheme, separator, rest = url.partition("://")
-    if not separator:
+    if not separator or "@" in scheme:
         return url.rpartition("@")[2].partition("?")[0]
     head, _, query = rest.partition("?")
     if "@" in query and "@" not in head and not _PLACE.fullmatch(head):
         return f"{scheme}://…"  # the password has a ? that should have been written as %3F
     userinfo, at, place = head.rpartition("@")
+    if scheme in ("redis", "rediss") and not _PLACE.fullmatch(place) and not place.startswith("["):
+        return f"{scheme}://…"  # the @ behind the password is missing, perhaps
     user = userinfo.partition(":")[0]
     return f"{scheme}://{user + at if user else ''}{place}"
 
