@@ -23,6 +23,7 @@ SLACK_US = SECOND_US  # between what happens and the first sign of it
 BEYOND_LEASE_US = round(2.5 * LEASE_S * SECOND_US)  # how long before it notices may a worker have lost its lease
 LEAVING_US = round((SHUTDOWN_S + 10) * SECOND_US)  # a reload: check, drain, exec
 MOST_FINDINGS = 50
+ZOMBIES = ("master stopped beyond its lease", "lease lost")
 TELLING = ("TERM", "INT", "QUIT", "HUP")
 OF_CONNECTION = ("connections cut", "no more clients", "server ", "scripts", "snapshot", "memory")
 
@@ -60,6 +61,13 @@ class World:
         """What may have kept this run from being settled before then; "" if nothing did."""
         for event in self._events.get(run.child, []) + self._events.get(run.master, []):
             if event.begin_us <= until_us and event.end_us >= run.start_us:
+                return event.what
+        return ""
+
+    def was_cut_off(self, run: Run) -> str:
+        """What may have kept the worker of this run from knowing that another one had taken over; "" if nothing did."""
+        for event in self._events.get(run.master, []):
+            if event.what in ZOMBIES and event.begin_us <= run.start_us <= event.end_us:
                 return event.what
         return ""
 
@@ -122,7 +130,7 @@ class Account:
             else:
                 self.follow_ups += 1
                 self._judge_follow_up(story, stories[root(tag)], world)
-            self._judge_runs(story, world)
+            self._judge_runs(story, stories[root(tag)], world)
             self.runs += len(story.runs)
             if story.id in failed and _succeeded(story) and story.id not in world.dead and not story.cancel:
                 self.find("result of a success is missing or another one", _told(story))
@@ -187,7 +195,7 @@ class Account:
             why = next((why for run in parent.runs if (why := world.why(run, until_us))), "")
             if "/heir-" in story.tag or not why:
                 self.find("follow-up enqueued twice", _told(story))
-            else:  # in another queue than its parent's: no script reaches both
+            else:
                 self.repeats += len(ids) - 1
                 self.explained[why] += len(ids) - 1
 
@@ -203,7 +211,7 @@ class Account:
 
     # -- one run and the next -----------------------------------------------------------------------------------
 
-    def _judge_runs(self, story: Story, world: World) -> None:
+    def _judge_runs(self, story: Story, parent: Story, world: World) -> None:
         kind = KINDS[story.kind.partition(":")[0]] if story.kind else KINDS["noop"]
         by_id: dict[str, list[Run]] = defaultdict(list)
         for run in story.runs:
@@ -213,7 +221,9 @@ class Account:
                 if _asked_for(before, after, kind.timeout_s):
                     continue
                 self.repeats += 1
-                why = world.why(before, after.start_us)
+                why = world.why(before, after.start_us) or world.was_cut_off(after)
+                if not why and "/guest-" in story.tag:  # its parent enqueues it anew; no script reaches both queues
+                    why = next((why for run in parent.runs if (why := world.why(run, after.start_us))), "")
                 if not why and not kind.kept and before.start_us < story.answered_us != NEVER:
                     why = world.disturbed(story.asked_us, story.answered_us) and "reply to enqueue lost"
                 if why:

@@ -70,6 +70,8 @@ def test_what_must_not_be_is_found(story: Story, dead: tuple[str, ...], found: s
         ((Done("master told TERM", 1, 5 * S, 5 * S),), (), (), "master told TERM"),
         ((), (Life(1, 0, 12 * S, -9),), (), "worker ended"),
         ((), (), ((1, 12 * S),), "lease lost"),
+        ((), (), ((2, 15 * S),), "lease lost"),  # the second one stood still, and was a moment late to know
+        ((), (), ((2, 25 * S),), ""),
         ((Done("child killed", 12, 11 * S, 11 * S),), (), (), ""),  # another one
         ((Done("child killed", 11, 3 * S, 3 * S),), (), (), ""),  # before it began
         ((Done("child killed", 11, 20 * S, 20 * S),), (), (), ""),  # after the second run had begun
@@ -118,6 +120,9 @@ def test_follow_ups_are_held_against_their_parent() -> None:
     assert list(judge(parent, heir, twice).broken) == ["follow-up enqueued twice"]
     killed = (Done("master killed", 1, 11 * S, 11 * S),)
     assert judge(parent, heir, twice, faults=killed).ok
+    rerun = replace(guest, runs=[*guest.runs, replace(ANOTHER, id="guest", start_us=20 * S)])
+    assert judge(parent, heir, rerun, faults=killed).ok  # it keeps no result that would tell
+    assert not judge(parent, heir, rerun).ok
     heirs = replace(heir, runs=[*heir.runs, replace(ANOTHER, id="heir again", start_us=20 * S)])
     assert not judge(parent, heirs, guest, faults=killed).ok  # one script settles the parent and enqueues these
 
