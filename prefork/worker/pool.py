@@ -28,6 +28,7 @@ SETTLED_S = 1.0  # a child that lives so long after its start is not part of a c
 LONGEST_BACKOFF_S = 30.0
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 UNLIMITED = 1 << 62
+MOST_NEWS = 100
 UNKILLABLE_S = 2.0  # after a kill: more than a child needs to give its memory back
 LOST_S = 0.5  # from the end of a child's pipe to its own, at most
 STACK_PAUSES_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.1)  # between looks for a stack that was asked for
@@ -65,6 +66,7 @@ class Pool:
         self._backing_off = False
         self._last_death, self._next_s = "", 0.0
         self._left_behind = 0
+        self._said: set[str] = set()
         self.growing = True
 
     @property
@@ -99,7 +101,9 @@ class Pool:
         pause_s = min(LONGEST_BACKOFF_S, 0.1 * 2 ** max(0, self._deaths - QUICK_DEATHS_ALLOWED))
         self._backing_off = True
         self._next_s = time.monotonic() + pause_s
-        log.warning("%s; the next one starts in %.1f s", why, pause_s)
+        if self.is_news(why.lstrip("0123456789")):
+            log.warning("%s; the next one starts in %.1f s, others after up to %g s. This is said once", why, pause_s,
+                        LONGEST_BACKOFF_S)  # fmt: skip
 
         def again() -> None:
             self._backing_off = False
@@ -188,7 +192,8 @@ class Pool:
                 child.killed_for = "on_child_start failed"
                 why = process.boot_error(answer.payload)
                 child.boot_error = why.rpartition("\n")[2]
-                log.error("child %d could not start: %s", child.number, why)
+                if self.is_news(why):
+                    log.error("child %d could not start: %s", child.number, why)
             else:
                 self._trust_again(child)
                 self.owner.on_answer(child, answer)
@@ -202,8 +207,19 @@ class Pool:
     def _trust_again(self, child: Process) -> None:
         """A child works: others will too."""
         if self._deaths and child in self.children:
+            if self._deaths > QUICK_DEATHS_ALLOWED:
+                log.info("children work again, after %d had died in a row", self._deaths)
             self._deaths = 0
+            self._said.clear()
             self.fill()
+
+    def is_news(self, said: str) -> bool:
+        """Whether this was not yet said since children last worked: a crash loop of a night is not to fill the log."""
+        if said in self._said:
+            return False
+        if len(self._said) < MOST_NEWS:
+            self._said.add(said)
+        return True
 
     def take_back(self, child: Process) -> list[Order]:
         """Take back what it has not started."""

@@ -32,6 +32,7 @@ from prefork.worker.handoff import Answer, Order
 from prefork.worker.loop import Loop
 from prefork.worker.pool import Pool
 from prefork.worker.process import Death, Process
+from prefork.worker.process import State as ChildState
 from prefork.worker.settlement import Settlement
 from prefork.worker.shutdown import BECAUSE, Shutdown
 
@@ -201,7 +202,8 @@ class Work:
                 death.how, message.header.task, message.id, order.attempt, ran_s, death.peak_kib >> 10, outcome,
                 f"\n{death.stack}" if death.stack else "",
             )  # fmt: skip
-        if not death.running and not death.wanted and not self.shutdown.begun:
+        idle = not death.running and not death.wanted and not self.shutdown.begun
+        if idle and (child.state is not ChildState.BOOTING or self._pool.is_news(death.how)):
             log.error("child %d (pid %d) %s, with nothing running", child.number, child.pid, death.how)
         if death.waiting and child.killed_for != FENCED:
             if self.shutdown.begun:

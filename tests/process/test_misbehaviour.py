@@ -247,3 +247,23 @@ def test_a_task_that_stops_its_master_goes_back_to_its_queue(project: Project) -
     assert worker.wait() == 0
     assert place(project, result) == "pending"
     assert state(project, result) == {}
+
+
+def test_a_crash_loop_of_children_is_said_once_and_so_is_its_end(project: Project) -> None:
+    project.add("""
+        @app.on_child_start
+        def connect():
+            note("boots")
+            if not (here / "database").exists():
+                raise ConnectionError("no database today")
+    """)
+    worker = project.worker(wait=False)
+    until(lambda: len(project.lines("boots")) >= 9)
+    for words in ("could not start:", "ConnectionError: no database", "the next one starts in", "with nothing running"):
+        assert worker.log.count(words) == 1, worker.log
+    (project.folder / "database").touch()
+    worker.wait_for("children work again, after")
+    works(project, worker, 2)
+    os.kill(worker.children()[0], signal.SIGKILL)
+    until(lambda: worker.log.count("with nothing running") == 2)
+    assert worker.stop() == 0
