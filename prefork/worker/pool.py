@@ -5,16 +5,15 @@ A dead child is reaped at once: first its answers are read to their end, then it
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Protocol
 
 from prefork.worker import process
+from prefork.worker.crashes import CrashLoop
 from prefork.worker.dispatch import Slot
 from prefork.worker.evidence import OutOfMemory, without_stack
 from prefork.worker.handoff import BOOT_FAILED, READY, Answer, ChildEnd, MasterEnd, Order
@@ -23,12 +22,9 @@ from prefork.worker.process import Death, Process, State
 from prefork.worker.slate import STACK_SIGNAL, STOP_SIGNAL, Slate
 
 log = logging.getLogger("prefork")
-QUICK_DEATHS_ALLOWED = 5  # in a row, with nothing running; further ones are made to wait
 SETTLED_S = 1.0  # a child that lives so long after its start is not part of a crash loop
-LONGEST_BACKOFF_S = 30.0
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 UNLIMITED = 1 << 62
-MOST_NEWS = 100
 UNKILLABLE_S = 2.0  # after a kill: more than a child needs to give its memory back
 LOST_S = 0.5  # from the end of a child's pipe to its own, at most
 STACK_PAUSES_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.1)  # between looks for a stack that was asked for
@@ -61,21 +57,11 @@ class Pool:
         self.children: list[Process] = []
         self.strangers: dict[int, Callable[[int], None]] = {}  # other processes of ours: pid -> who wants its status
         self.other_descriptors: Callable[[], Iterable[int]] = tuple
-        self._deaths = 0
+        self.crashes = CrashLoop()
         self._oom = OutOfMemory()
         self._backing_off = False
-        self._last_death, self._next_s = "", 0.0
         self._left_behind = 0
-        self._said: set[str] = set()
         self.growing = True
-
-    @property
-    def crash_loop(self) -> dict[str, Any] | None:
-        """How many children have died in a row with nothing running, the last one why, and when the next one starts."""
-        if self._deaths <= QUICK_DEATHS_ALLOWED:
-            return None
-        next_s = max(0.0, self._next_s - time.monotonic())
-        return {"times": self._deaths, "last": self._last_death, "next_s": round(next_s, 3)}
 
     # -- spawn --------------------------------------------------------------------------------------------------
 
@@ -84,8 +70,8 @@ class Pool:
         # As many as are wanted may be left behind and replaced; no more, or a dead disk would fill the host with them.
         most = self.size - max(0, self._left_behind - self.size)
         while self.growing and not self._backing_off and len(self.children) < most:
-            if self._deaths > QUICK_DEATHS_ALLOWED:
-                self._back_off(f"{self._deaths} children died in a row with no task")
+            if self.crashes.too_many:
+                self._back_off(f"{self.crashes.times} children died in a row with no task")
             else:
                 self._try_to_spawn()
 
@@ -93,53 +79,41 @@ class Pool:
         try:
             self._spawn()
         except OSError as error:  # no process, no memory, no descriptor left
-            self._deaths += 1
-            self._last_death = f"cannot fork: {error.strerror}"
+            self.crashes.count(f"cannot fork: {error.strerror}")
             self._back_off(f"cannot fork a child: {error.strerror}")
 
     def _back_off(self, why: str) -> None:
-        pause_s = min(LONGEST_BACKOFF_S, 0.1 * 2 ** max(0, self._deaths - QUICK_DEATHS_ALLOWED))
         self._backing_off = True
-        self._next_s = time.monotonic() + pause_s
-        if self.is_news(why.lstrip("0123456789")):
-            log.warning("%s; the next one starts in %.1f s, others after up to %g s. This is said once", why, pause_s,
-                        LONGEST_BACKOFF_S)  # fmt: skip
 
         def again() -> None:
             self._backing_off = False
             if self.growing and len(self.children) < self.size:
                 self._try_to_spawn()
 
-        self._loop.call_later(pause_s, again)
+        self._loop.call_later(self.crashes.pause_s(why), again)
 
     def _spawn(self) -> None:
         taken = {child.number for child in self.children}
         number = next(n for n in range(1, len(taken) + 2) if n not in taken)
-        end = MasterEnd()
-        try:
-            slate = Slate()
-        except OSError:
-            end.forked()
-            end.close()
-            raise
+        end, slate = MasterEnd(), None
         sys.stdout.flush()
         sys.stderr.flush()
         # A signal that came between the fork and the child's own handlers would go to the master's pipe.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
+            slate = Slate()
             pid = os.fork()
         except OSError:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             end.forked()
             end.close()
-            slate.close()
+            if slate:
+                slate.close()
             raise
         if pid == 0:
             for fd in self.other_descriptors():
                 os.close(fd)
-            for sibling in self.children:
-                sibling.end.close()
-                sibling.slate.close()
+            self.close()
             self._live(number, end.child_end(), slate)
             os._exit(1)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -185,14 +159,14 @@ class Pool:
             elif answer.kind == READY:
                 child.state = State.READY if child.state is State.BOOTING else child.state
                 child.slot.open = child.state is State.READY
-                if self._deaths:
+                if self.crashes.times:
                     self._loop.call_later(SETTLED_S, lambda: self._trust_again(child))
                 self.owner.on_ready(child)
             elif answer.kind == BOOT_FAILED:
                 child.killed_for = "on_child_start failed"
                 why = process.boot_error(answer.payload)
                 child.boot_error = why.rpartition("\n")[2]
-                if self.is_news(why):
+                if self.crashes.is_news(why):
                     log.error("child %d could not start: %s", child.number, why)
             else:
                 self._trust_again(child)
@@ -206,20 +180,9 @@ class Pool:
 
     def _trust_again(self, child: Process) -> None:
         """A child works: others will too."""
-        if self._deaths and child in self.children:
-            if self._deaths > QUICK_DEATHS_ALLOWED:
-                log.info("children work again, after %d had died in a row", self._deaths)
-            self._deaths = 0
-            self._said.clear()
+        if self.crashes.times and child in self.children:
+            self.crashes.over()
             self.fill()
-
-    def is_news(self, said: str) -> bool:
-        """Whether this was not yet said since children last worked: a crash loop of a night is not to fill the log."""
-        if said in self._said:
-            return False
-        if len(self._said) < MOST_NEWS:
-            self._said.add(said)
-        return True
 
     def take_back(self, child: Process) -> list[Order]:
         """Take back what it has not started."""
@@ -290,49 +253,22 @@ class Pool:
             self._loop.call_later(pause_s, look)
             return None
 
-        self._signal(child, STACK_SIGNAL)
+        process.send(child.pid, STACK_SIGNAL)
         look()
 
     def tell_to_stop(self, child: Process, number: int) -> None:
         """Let the child raise Cancelled in the task of that order, if it is running it."""
         child.slate.stop(number)
-        self._signal(child, STOP_SIGNAL)
-
-    def _signal(self, child: Process, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(child.pid, number)
+        process.send(child.pid, STOP_SIGNAL)
 
     def reap(self) -> None:
-        """Take leave of all children that have ended. Unknown ones are reaped quietly: this may be pid 1."""
-        if not hasattr(os, "waitid"):  # macOS before Python 3.13
-            self._reap_known()
-            return
-        while pid := _ended():
-            child = next((c for c in self.children if c.pid == pid), None)
-            if child:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(pid, signal.SIGKILL)  # what its tasks have started and left running
-            try:
-                _, status, usage = os.wait4(pid, os.WNOHANG)
-            except ChildProcessError:
-                continue
+        """Take leave of all children that have ended."""
+        for pid, status, usage in process.ended(lambda: {child.pid for child in self.children}, self.strangers):
+            child = next((child for child in self.children if child.pid == pid), None)
             if child:
                 self._bury(child, status, *process.used_of(usage))
             elif tell := self.strangers.pop(pid, None):
                 tell(status)
-
-    def _reap_known(self) -> None:
-        for pid, tell in list(self.strangers.items()):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                del self.strangers[pid]
-                tell(status)
-        for child in list(self.children):
-            pid, status, usage = os.wait4(child.pid, os.WNOHANG)
-            if pid:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(pid, signal.SIGKILL)
-                self._bury(child, status, *process.used_of(usage))
 
     def _bury(self, child: Process, status: int, peak_kib: int, cpu_s: float) -> None:
         while self.read(child):
@@ -347,14 +283,12 @@ class Pool:
         child.slate.close()
         self.children.remove(child)
         wanted = child.state is State.FINISHING and not running and not child.killed_for
-        # A death amid a task is that task's doing, and `max_crashes` bounds it.
-        if not wanted and not running and (not child.killed_for or child.state is State.BOOTING):
-            self._deaths += 1
         asked = os.WIFSIGNALED(status) and os.WTERMSIG(status) in ASKING
         strange = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and not child.killed_for
         how = process.how(status, child.killed_for, out_of_memory=strange and self._oom.has_struck())
-        if not wanted and not running:
-            self._last_death = child.boot_error or how
+        # A death amid a task is that task's doing, and `max_crashes` bounds it.
+        if not wanted and not running and (not child.killed_for or child.state is State.BOOTING):
+            self.crashes.count(child.boot_error or how)
         self.owner.on_death(Death(child, how, wanted, asked, running, waiting, peak_kib, cpu_s, stack))
         self.fill()
 
@@ -363,12 +297,3 @@ class Pool:
         for child in self.children:
             child.end.close()
             child.slate.close()
-
-
-def _ended() -> int:
-    """The pid of a child process that has ended and is not yet reaped; 0 if there is none."""
-    try:
-        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return 0
-    return ended.si_pid if ended else 0

@@ -9,6 +9,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 import orjson
@@ -17,6 +18,8 @@ import psutil
 from prefork.worker.dispatch import Slot
 from prefork.worker.handoff import MasterEnd, Order
 from prefork.worker.slate import Slate
+
+Ended = tuple[int, int, resource.struct_rusage]
 
 
 class State(enum.Enum):
@@ -97,6 +100,49 @@ def kill_family(pid: int) -> None:
     for stray in strays:
         with contextlib.suppress(psutil.Error):
             stray.kill()  # not if its pid is another's by now
+
+
+def send(pid: int, number: int) -> None:
+    """Send a signal to a child."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def ended(children: Callable[[], Collection[int]], others: Collection[int]) -> Iterator[Ended]:
+    """Reap what has ended of all processes, be they unknown: this may be pid 1. -> pid, status, usage of each"""
+    if not hasattr(os, "waitid"):  # macOS before Python 3.13
+        for pid in [*others, *children()]:
+            if found := _reap(pid, is_child=pid in children()):
+                yield found
+        return
+    while True:
+        try:
+            first = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if first is None:
+            return
+        if found := _reap(first.si_pid, is_child=first.si_pid in children()):
+            yield found
+
+
+def _reap(pid: int, *, is_child: bool) -> Ended | None:
+    before = hasattr(os, "waitid")  # it has ended, then; until it is reaped, its group's number is its own
+    if is_child and before:
+        _end_group(pid)
+    try:
+        gone, status, usage = os.wait4(pid, os.WNOHANG)
+    except ChildProcessError:
+        return None
+    if gone and is_child and not before:
+        _end_group(pid)
+    return (pid, status, usage) if gone else None
+
+
+def _end_group(pid: int) -> None:
+    """What its tasks have started and left running."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def used_of(usage: resource.struct_rusage) -> tuple[int, float]:

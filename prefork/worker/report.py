@@ -50,7 +50,7 @@ class Report:
             "ready": booted and self._claims.open and self._claims.channel.ready,
             "concurrency": self._pool.size,
             "rss_bytes": resident_bytes(os.getpid()),
-            "crash_loop": self._pool.crash_loop,
+            "crash_loop": self._pool.crashes.describe(),
             "children": [_of_child(child) for child in self._pool.children],
         }
 

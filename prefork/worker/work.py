@@ -203,7 +203,7 @@ class Work:
                 f"\n{death.stack}" if death.stack else "",
             )  # fmt: skip
         idle = not death.running and not death.wanted and not self.shutdown.begun
-        if idle and (child.state is not ChildState.BOOTING or self._pool.is_news(death.how)):
+        if idle and (child.state is not ChildState.BOOTING or self._pool.crashes.is_news(death.how)):
             log.error("child %d (pid %d) %s, with nothing running", child.number, child.pid, death.how)
         if death.waiting and child.killed_for != FENCED:
             if self.shutdown.begun:
