@@ -150,10 +150,12 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _of_its_child(error: dict[str, Any]) -> str:
-    """What is known of the child that died with this attempt, in a line or two."""
-    sizes = {"ran": "ran_s", "CPU of its whole life": "child_cpu_s", "peak memory": "peak_bytes"}
-    if "exit" not in error:
+    """What is known of the child that ran this attempt, in a line or two."""
+    if "pid" not in error:
         return ""
-    told = {name: error[key] for name, key in sizes.items() if isinstance(error.get(key), int | float)}
-    said = [f"{name} {megabytes(value) if name == 'peak memory' else f'{value:.3f} s'}" for name, value in told.items()]
-    return f"its child, pid {error.get('pid')} on {error.get('host')}, {error['exit']}\n{', '.join(said)}"
+    ended = f", {error['exit']}" if "exit" in error else ""
+    seconds = {"ran": "ran_s", "CPU": "cpu_s", "CPU of its whole life": "child_cpu_s"}
+    said = [f"{name} {error[key]:.3f} s" for name, key in seconds.items() if isinstance(error.get(key), int | float)]
+    if isinstance(error.get("peak_bytes"), int):
+        said.append(f"peak memory {megabytes(error['peak_bytes'])}")
+    return f"its child, pid {error['pid']} on {error.get('host')}{ended}\n{', '.join(said)}"

@@ -15,7 +15,7 @@ OOM_KILLS = re.compile(r"^oom_kill ([0-9]+)$", re.MULTILINE)
 
 
 class OutOfMemory:
-    """The kernel's own count of what it has killed in this worker's cgroup (v2), where that can be read."""
+    """The kernel's own count of what it has killed in this worker's cgroup, where that can be read."""
 
     def __init__(self, root: Path = Path("/sys/fs/cgroup")) -> None:
         self._events = _events(root)
@@ -37,12 +37,19 @@ class OutOfMemory:
 
 
 def _events(root: Path) -> Path | None:
+    """The file with the count: of version 2, or of version 1."""
     try:
-        line = next(line for line in CGROUP.read_text().splitlines() if line.startswith("0::"))
-    except (OSError, StopIteration):
+        lines = [line.split(":", 2) for line in CGROUP.read_text().splitlines()]
+    except OSError:
         return None
-    path = root / line.removeprefix("0::").lstrip("/") / "memory.events"
-    return path if path.exists() else None
+    for _, kind, at in lines:
+        if kind == "" or "memory" in kind.split(","):
+            mount, name = (root, "memory.events") if kind == "" else (root / "memory", "memory.oom_control")
+            own = mount / at.lstrip("/")
+            file = (own if own.is_dir() else mount) / name  # a container may see its own as the root
+            if file.exists():
+                return file
+    return None
 
 
 def without_stack(pid: int) -> str:
@@ -72,3 +79,8 @@ def of_death(pid: int, how: str, peak_kib: int, cpu_s: float, stack: str) -> dic
     known: dict[str, Any] = {"host": socket.gethostname(), "pid": pid, "exit": how, "peak_bytes": peak_kib << 10}
     known["child_cpu_s"] = round(cpu_s, 3)
     return known | {"stack": stack} if stack else known
+
+
+def of_failure(pid: int, cpu_s: float, peak_kib: int) -> dict[str, Any]:
+    """The same of an attempt that its child has outlived: what an exception left behind."""
+    return {"host": socket.gethostname(), "pid": pid, "cpu_s": round(cpu_s, 3), "peak_bytes": peak_kib << 10}

@@ -16,7 +16,7 @@ from prefork.worker.claims import Claims
 from prefork.worker.governor import resident_bytes
 from prefork.worker.lease import Lease
 from prefork.worker.pool import Pool
-from prefork.worker.process import Process, State
+from prefork.worker.process import Process, State, used
 from prefork.worker.shutdown import Shutdown
 
 log = logging.getLogger("prefork")
@@ -69,11 +69,13 @@ class Report:
 
     def _say_stack(self, child: Process) -> None:
         of = _of_child(child)
+        _, cpu_s = used(child.pid)
 
         def say(stack: str) -> None:
-            log.info("child %d (pid %d): runs %s id=%s attempt=%d for %.1f s, %d MB, %d behind it\n%s", child.number,
-                     child.pid, of["task"], of["id"], of["attempt"], of["running_s"], of["rss_bytes"] >> 20,
-                     of["waiting"], stack or "it does not tell its stack")  # fmt: skip
+            log.info("child %d (pid %d): runs %s id=%s attempt=%d for %.1f s, CPU of its whole life %.1f s, %d MB, "
+                     "%d behind it\n%s", child.number, child.pid, of["task"], of["id"], of["attempt"],
+                     of["running_s"], cpu_s, of["rss_bytes"] >> 20, of["waiting"],
+                     stack or "it has ended meanwhile")  # fmt: skip
 
         self._pool.ask_stack(child, say)
 

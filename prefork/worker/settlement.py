@@ -18,6 +18,7 @@ from prefork.options import DAY_S, TEN_YEARS_S
 from prefork.retry import default_retry_delay, unknown_task_delay_s
 from prefork.task import Task
 from prefork.worker import handoff
+from prefork.worker.evidence import of_failure
 from prefork.worker.handoff import Answer, Order
 from prefork.worker.outbox import Outboxes
 
@@ -44,11 +45,12 @@ class Settlement(Outboxes):
         super().__init__(prefix, dead_max, round(dead_ttl_s * 1000), fenced, later)
         self._tasks, self._now_ms, self._max_crashes = tasks, now_ms, max_crashes
 
-    def answered(self, order: Order, answer: Answer, channel: Channel) -> None:
-        """A child has ended an attempt: done or failed."""
+    def answered(self, order: Order, answer: Answer, channel: Channel, pid: int = 0) -> None:
+        """The child with this pid has ended an attempt: done or failed."""
         message = order.message
         if answer.kind == handoff.FAILED:
             verdict = _verdict(answer.payload)
+            verdict["error"] |= of_failure(pid, answer.cpu_s, answer.peak_kib)
             if order.cancelled:
                 self.cancelled(order, f"cancelled after {answer.ran_s:.1f} s", answer.ran_s, error=verdict["error"])
             else:

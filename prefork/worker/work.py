@@ -167,7 +167,7 @@ class Work:
         if child.killed_for == FENCED:
             return
         try:
-            self._settlement.answered(order, answer, self.claims.channel)
+            self._settlement.answered(order, answer, self.claims.channel, child.pid)
         except Exception as error:  # as above
             log.exception("the answer of %s %s cannot be handled", name, order.message.id)
             self._settlement.bad(

@@ -20,6 +20,7 @@ TIMEOUT_S = 0.6
 STUCK = {
     "asleep": ("time.sleep(60)", "in step"),
     "in C that holds the GIL": ("pow(3, 1 << 300_000, (1 << 300_000) - 1)", "in step"),
+    "in C that looks for nothing": ("sum(range(1 << 60))", "in step"),
     "in a regex": ("import re; re.match('(a*)*b', 'a' * 40)", "in step"),
     "swallowing everything": ("""
 while True:
@@ -77,6 +78,33 @@ deeper()""", "ChildDied", "killed by SIGSEGV"),
     "no number": ("spill(ANSWER.pack(1, 1, 0, float('nan'), float('inf'), 0)); time.sleep(60)", "ChildDied", "garbage"),
 }  # fmt: skip
 
+# With a soft timeout. -> the class of the error: SoftTimeout where Python gets to run, else the hard one comes
+SOFT = {
+    "lock": ("lock = threading.Lock(); lock.acquire(); lock.acquire()", "SoftTimeout"),
+    "subprocess": ("subprocess.run(['sleep', '60'])", "SoftTimeout"),
+    "join": ("thread = threading.Thread(target=time.sleep, args=(60,)); thread.start(); thread.join()", "SoftTimeout"),
+    "grandchild": ("os.waitpid(os.fork() or time.sleep(60) or os._exit(0), 0)", "SoftTimeout"),
+    "loop": ("import asyncio; asyncio.run(asyncio.sleep(60))", "SoftTimeout"),
+    "C that looks for signals": ("pow(3, 1 << 300_000, (1 << 300_000) - 1)", "SoftTimeout"),
+    "C that does not": ("sum(range(1 << 60))", "TaskTimeout"),
+    "C without the GIL": ("import hashlib; hashlib.pbkdf2_hmac('sha512', b'x', b'y', 2_000_000_000)", "TaskTimeout"),
+    "ignored": ("signal.signal(signal.SIGALRM, signal.SIG_IGN); time.sleep(60)", "TaskTimeout"),
+    "blocked": ("signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()); time.sleep(60)", "TaskTimeout"),
+    "timer taken": ("signal.setitimer(signal.ITIMER_REAL, 0); time.sleep(60)", "TaskTimeout"),
+    "finally": ("""
+try: time.sleep(60)
+finally: time.sleep(60)""", "TaskTimeout"),
+    "swallowing": ("""
+while True:
+    try: time.sleep(60)
+    except BaseException: pass""", "TaskTimeout"),
+    "__del__": ("""
+class Last:
+    def __del__(self): time.sleep(60)
+Last()
+time.sleep(60)""", "TaskTimeout"),
+}  # fmt: skip
+
 SPILL = """
 import struct
 ANSWER = struct.Struct("<QBIddI")
@@ -121,6 +149,23 @@ def test_whatever_a_task_is_stuck_in_it_ends_at_its_deadline_with_evidence(proje
     shown = prefork("show", results["in a regex"].id, "--broker", project.server.url)
     for words in ("killed by SIGKILL: timeout of 0.6 s", "peak memory", "CPU of its whole life", "in step", "pid "):
         assert words in shown
+    assert worker.stop() == 0
+
+
+def test_a_soft_timeout_ends_what_python_can_end_and_the_hard_one_the_rest(project: Project) -> None:
+    project.add(STEPS)
+    worker = project.worker("concurrency = 5")
+    step = project.tasks.step.using(soft_timeout=0.2, timeout=0.8, max_retries=0)
+    results = {name: step.enqueue(name, how) for name, (how, _) in SOFT.items()}
+    for name, (_, kind) in SOFT.items():
+        error = last_error(project, results[name])
+        assert error["class"] == f"prefork.{kind}", (name, error)
+        assert {"host", "pid", "peak_bytes", "ran_s"} <= set(error), (name, error)
+        assert 0.1 < error["ran_s"] < 3, (name, error)
+    shown = prefork("show", results["lock"].id, "--broker", project.server.url)
+    for words in ("SoftTimeout: still running after 0.2 s", "exec(how)", "peak memory", "CPU 0.", "its child, pid "):
+        assert words in shown
+    works(project, worker, 5)
     assert worker.stop() == 0
 
 
@@ -267,3 +312,54 @@ def test_a_crash_loop_of_children_is_said_once_and_so_is_its_end(project: Projec
     os.kill(worker.children()[0], signal.SIGKILL)
     until(lambda: worker.log.count("with nothing running") == 2)
     assert worker.stop() == 0
+
+
+@pytest.fixture
+def little_memory() -> Iterator[Callable[[], None]]:
+    """Start what is started next with 250 MB, in a memory cgroup of version 1; called again: as before."""
+    at = next(
+        (line.split(":")[2] for line in Path("/proc/self/cgroup").read_text().splitlines() if ":memory:" in line), ""
+    )
+    own = Path(f"/sys/fs/cgroup/memory{at}")
+    inner = own / f"prefork-test-{os.getpid()}"
+    try:
+        inner.mkdir()
+        (inner / "memory.limit_in_bytes").write_text(str(250 << 20))
+    except OSError:
+        pytest.skip("needs root, and a memory cgroup of version 1")
+    turns = iter((inner, own))
+
+    def turn() -> None:
+        (next(turns, own) / "cgroup.procs").write_text(str(os.getpid()))
+
+    yield turn
+    (own / "cgroup.procs").write_text(str(os.getpid()))
+    until(lambda: not (inner / "cgroup.procs").read_text())
+    inner.rmdir()
+
+
+def test_what_the_kernel_kills_for_memory_is_told_and_neither_master_nor_siblings_die(
+    project: Project, little_memory: Callable[[], None]
+) -> None:
+    project.add("""
+        @app.task
+        def fill():
+            kept = bytearray(600 << 20)
+    """)
+    little_memory()
+    worker = project.worker("max_crashes = 2")
+    little_memory()
+    other = project.tasks.nap.enqueue(1, 2)
+    until(lambda: project.lines("started"))
+    full = project.tasks.fill.enqueue()
+    error = last_error(project, full)
+    assert error["exit"] == "killed by the kernel, which was out of memory"
+    assert 50 << 20 < error["peak_bytes"] < 251 << 20
+    assert [error["class"] for error in full._known["errors"]] == ["prefork.ChildDied"] * 2
+    assert other.wait(timeout=20) == 1
+    assert other.attempts == 1
+    os.kill(worker.children()[0], signal.SIGKILL)  # not by the kernel, this time
+    worker.wait_for("killed by SIGKILL (out of memory?), with nothing running")
+    works(project, worker, 2)
+    assert worker.stop() == 0
+    assert "killed by the kernel, which was out of memory" in prefork("show", full.id, "--broker", project.server.url)

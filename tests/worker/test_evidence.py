@@ -46,6 +46,25 @@ def test_where_the_kernel_does_not_tell_nothing_is_said(events: Path, tmp_path: 
     assert not OutOfMemory(tmp_path / "nowhere").has_struck()
 
 
+@pytest.mark.parametrize(
+    ("cgroup", "file"),
+    [("0::/shop/worker", "shop/worker/memory.events"), ("0::/docker/1234", "memory.events"),
+     ("4:cpu,memory:/shop\n0::/", "memory/shop/memory.oom_control"),
+     ("4:memory:/docker/12", "memory/memory.oom_control")],
+)  # fmt: skip
+def test_the_count_is_found_in_both_versions_and_in_containers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cgroup: str, file: str
+) -> None:
+    (tmp_path / "cgroup").write_text(f"9:name=systemd:/\n{cgroup}\n")
+    monkeypatch.setattr(evidence, "CGROUP", tmp_path / "cgroup")
+    path = tmp_path / "fs" / file
+    path.parent.mkdir(parents=True)
+    count(path, 0)
+    kernel = OutOfMemory(tmp_path / "fs")
+    count(path, 1)
+    assert kernel.has_struck()
+
+
 def test_of_a_silent_process_the_kernel_tells(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
         try:

@@ -13,6 +13,7 @@ from prefork.broker.keys import Keys
 from prefork.broker.verbs import Call
 from prefork.message import Header, Message, State, new_id
 from prefork.retry import UNKNOWN_TASK_DELAYS_S
+from prefork.worker.evidence import of_failure
 from prefork.worker.handoff import DONE, DONE_WITH_FOLLOW_UPS, FAILED, Answer, Order
 from prefork.worker.outbox import BATCH, BATCH_BYTES
 from prefork.worker.settlement import Settlement
@@ -160,7 +161,7 @@ def test_a_failure_is_retried_by_the_servers_clock(desk: Desk) -> None:
     it = State.decode(state)
     assert (it.attempts, it.retried, it.crashes, it.workers) == (1, 1, 0, ["w1"])
     assert (it.started_ms, it.due_ms) == (NOW_MS - 250, NOW_MS + 15_500)
-    assert it.errors == [error() | {"attempt": 1, "ran_s": 0.25}]
+    assert it.errors == [error() | of_failure(0, 0.1, 1000) | {"attempt": 1, "ran_s": 0.25}]
 
 
 def test_a_failure_whose_retries_are_spent_is_a_dead_letter_with_the_evidence(desk: Desk) -> None:
