@@ -90,7 +90,8 @@ def resolve(url: str) -> Address:
     connection_class = options.pop("connection_class", None)
     database = urlsplit(url).path.strip("/")
     if scheme != "unix" and database and not database.isdigit():
-        raise BrokerError(f"the broker URL {shown(url)} names the database {database!r}; databases are numbers")
+        name = database if database.isalnum() else "…"  # it may be the rest of a password with a slash
+        raise BrokerError(f"the broker URL {shown(url)} names the database {name!r}; databases are numbers")
     if connection_class is None:
         from redis import Connection as connection_class
     options.pop("decode_responses", None)  # ours are bytes
