@@ -32,6 +32,7 @@ class Settings:
 
     app: str | None  # None only after load(require_app=False)
     broker: str | None = field(repr=False)  # its URL may hold a password
+    broker_password_file: Path | None  # absolute
     queues: Queues
     concurrency: int
     shutdown_timeout_s: float
@@ -80,12 +81,13 @@ class Key:
 
 
 _number, _time = partial(values.within, values.whole), partial(values.within, values.duration)
-FILES = ("directory", "pidfile", "signing_keys_file")  # relative to the file's folder
+FILES = ("broker_password_file", "directory", "pidfile", "signing_keys_file")  # relative to the file's folder
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _MANY = str(10**9)
 _TABLE = (
     Key("app", values.app, None, "The app, as module:attribute. Required."),
     Key("broker", str, None, "URL of Redis or Valkey. Default: the app's own broker."),
+    Key("broker_password_file", values.path, None, "File with the broker's password, for `broker`. Default: none."),
     Key("queues", values.queues, "default", "Strict order: mail, default. By weight: mail:3, default:1.", lines=True),
     Key("concurrency", _number("1", "1000"), None, "Number of children. Default: one for each usable core."),
     Key("shutdown_timeout", _time("0s", "1d"), "8", "Seconds that tasks may still run after TERM; 0: none.", "s"),

@@ -92,7 +92,8 @@ class TaskResult(Generic[R_co]):
     @property
     def attempts(self) -> int:
         """How often it was started."""
-        return int(self._known.get("attempts", 0))
+        known = self._known.get("attempts", 0)
+        return known if isinstance(known, int) else 0
 
     @property
     def errors(self) -> list[TaskError]:

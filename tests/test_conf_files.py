@@ -22,7 +22,18 @@ SAMPLE = CONF / "prefork.conf"
 PAGE = CONF.parent / "docs" / "configuration.md"
 OF_SECTIONS = {"numprocs", "numprocs_start", "process_name"}  # read with the section, not for each process
 # What a sample shows for keys that have no fixed default.
-SHOWN = {"app", "broker", "concurrency", "prefix", "directory", "pidfile", "user", "signing_keys", "signing_keys_file"}
+SHOWN = {
+    "broker_password_file",
+    "app",
+    "broker",
+    "concurrency",
+    "prefix",
+    "directory",
+    "pidfile",
+    "user",
+    "signing_keys",
+    "signing_keys_file",
+}
 SETTING = re.compile(r"^(?:# )?([a-z_]+) = (.+)$", re.MULTILINE)
 
 

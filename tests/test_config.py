@@ -16,9 +16,9 @@ from prefork.values import Queues, duration, queue_name
 
 APP = "app = shop.tasks:app\n"
 ALL_KEYS = (
-    "the keys are app, broker, queues, concurrency, shutdown_timeout, timeout, max_tasks_per_child, "
-    "max_memory_per_child, max_memory, lease, log_level, log_format, prefix, directory, pidfile, user, max_crashes, "
-    "max_takeovers, dead_max, dead_ttl, signing_keys, signing_keys_file"
+    "the keys are app, broker, broker_password_file, queues, concurrency, shutdown_timeout, timeout, "
+    "max_tasks_per_child, max_memory_per_child, max_memory, lease, log_level, log_format, prefix, directory, pidfile, "
+    "user, max_crashes, max_takeovers, dead_max, dead_ttl, signing_keys, signing_keys_file"
 )
 
 
@@ -66,6 +66,7 @@ def test_only_the_app_must_be_given(conf):
         user=None,
         signing_keys=None,
         signing_keys_file=None,
+        broker_password_file=None,
     )
 
 
@@ -110,6 +111,7 @@ GOOD = [
     ("dead_ttl", "2h", 7200.0),
     ("signing_keys", f"{'a' * 32}, {'b' * 32}", ("a" * 32, "b" * 32)),
     ("signing_keys_file", "/etc/shop/signing.keys", Path("/etc/shop/signing.keys")),
+    ("broker_password_file", "/etc/shop/broker.password", Path("/etc/shop/broker.password")),
 ]
 
 

@@ -90,7 +90,7 @@ def resolve(url: str) -> Address:
     connection_class = options.pop("connection_class", None)
     database = urlsplit(url).path.strip("/")
     if scheme != "unix" and database and not database.isdigit():
-        name = database if database.isalnum() else "…"  # it may be the rest of a password with a slash
+        name = "…" if set(database) & set(":@") else database  # it may be the rest of a password with a slash
         raise BrokerError(f"the broker URL {shown(url)} names the database {name!r}; databases are numbers")
     if connection_class is None:
         from redis import Connection as connection_class

@@ -49,6 +49,10 @@ REMEDIES = (
     ("Permission denied", "has a socket that this user may not open; check its mode"),
     ("verify failed", "has a certificate that is not trusted ({said}); see ssl_ca_certs in docs/configuration.md"),
     ("certificate required", "asks for a certificate of ours; see ssl_certfile in docs/configuration.md"),
+    (
+        "EOF occurred",
+        "ends the TLS handshake; if it asks for a certificate of ours: ssl_certfile, docs/configuration.md",
+    ),
     ("wrong version number", "does not speak TLS; write redis:// in place of rediss://"),
     ("imed out", "does not answer in time; is it a Redis, and is the network open?"),
     ("timeout", "does not answer in time; is it a Redis, and is the network open?"),

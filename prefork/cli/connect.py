@@ -11,7 +11,7 @@ from pathlib import Path
 from prefork import config
 from prefork.app import Prefork
 from prefork.broker.client import Client
-from prefork.cli.load import load_app
+from prefork.cli.load import broker_of, load_app
 from prefork.errors import PreforkError
 
 
@@ -31,7 +31,7 @@ def common_flags(*, top: bool) -> argparse.ArgumentParser:
 def client_of(options: argparse.Namespace) -> Client:
     """The broker that the options name. Raises PreforkError."""
     settings = config.load(options.config, {}, require_app=False) if options.config else None
-    url = options.broker or (settings and settings.broker)
+    url = options.broker or (settings and broker_of(settings))
     prefix = options.prefix or (settings and settings.prefix)
     if not url and settings and settings.app:
         app = _load(settings)

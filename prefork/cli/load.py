@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import quote
 
 import psutil
 
@@ -50,9 +51,34 @@ def load_app(settings: Settings) -> Prefork:
             f"{settings.app} has no tasks; decorate functions with @{attribute}.task, and import their modules in "
             f"{name}"
         )
-    app.connect_to(settings.broker, settings.prefix)
+    app.connect_to(broker_of(settings), settings.prefix)
     app.signer = signer_of(settings) or app.signer
     return app
+
+
+def broker_of(settings: Settings) -> str | None:
+    """The URL of the broker by the configuration, with its password; None if it names none. Raises ConfigError."""
+    file = settings.broker_password_file
+    if file is None:
+        return settings.broker
+    scheme, separator, rest = (settings.broker or "").partition("://")
+    if not separator:
+        raise ConfigError("broker_password_file", None, "give the broker too, as in broker = redis://user@host:6379/0")
+    userinfo, _, place = rest.rpartition("@")
+    if ":" in userinfo:
+        raise ConfigError("broker_password_file", None, "the broker's URL has a password too; leave one of them out")
+    try:
+        password = file.read_text("utf-8").strip()
+    except OSError as error:
+        said = f"cannot be read ({error.strerror}); create it, and give this user the right to"
+        raise ConfigError(file, None, f"broker_password_file: {said}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(
+            file, None, "broker_password_file: is not UTF-8; write the password into it, and no more"
+        ) from None
+    if not password or len(password.splitlines()) > 1:
+        raise ConfigError(file, None, "broker_password_file: holds no single line; write the password into it")
+    return f"{scheme}://{userinfo}:{quote(password, safe='')}@{place}"
 
 
 def signer_of(settings: Settings) -> Signer | None:

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from prefork.cli import doctor, look, steer, torture
+from prefork.cli import acl, doctor, look, steer, torture
 from prefork.cli.connect import common_flags
 from prefork.cli.exits import EXIT_NOTHING, EXIT_USAGE, exit_code
 from prefork.cli.output import plain
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--version", action=_Version, nargs=0, help="say which version this is, and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for room in (look, doctor, steer, torture):
+    for room in (look, doctor, steer, torture, acl):
         room.add(commands, common_flags(top=False))
     return parser
 

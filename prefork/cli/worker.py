@@ -13,6 +13,7 @@ from prefork.config import KEYS, Settings
 from prefork.errors import PreforkError
 
 OVERRIDES = ("concurrency", "queues", "log_level")
+SECRET = ("broker", "broker_password_file", "signing_keys", "signing_keys_file")
 PING_LIMIT_S, READY_LIMIT_S = 2.0, 5.0
 
 
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags = {key: raw for key in OVERRIDES if (raw := getattr(options, key)) is not None}
         if options.ping or options.ready:
             # They may come from an environment, or a file, that only the worker can read.
-            flags |= dict.fromkeys(("broker", "signing_keys", "signing_keys_file"), "unused")
+            flags |= dict.fromkeys(SECRET, "unused")
         settings = config.load(options.config, flags)
         if options.ping or options.ready:
             return _ask(options.config, settings, ready=options.ready)

@@ -69,6 +69,10 @@ KINDS: dict[str, tuple[int, float, float, bool]] = {
 }
 
 
+def void(_: object) -> None:
+    """Drop what an undoing says."""
+
+
 class Missed(Exception):
     """There is nothing here that this fault could meet."""
 
@@ -223,13 +227,14 @@ class Faults:
 
     def _pause(self, keys: Keys) -> Undo:
         script = verbs.script("pause").text
-        if not self._client.eval(script, 2, keys.paused, keys.wake, "1"):  # type: ignore[arg-type]
-            raise Missed
 
-        def resume() -> None:
-            self._client.eval(script, 2, keys.paused, keys.wake, "0")  # type: ignore[arg-type]
+        def switch(on: str) -> bool:
+            return bool(self._client.eval(script, 2, keys.paused, keys.wake, on))  # type: ignore[arg-type]
 
-        return resume
+        with contextlib.suppress(redis.RedisError):  # it may come through all the same
+            if not switch("1"):
+                raise Missed
+        return lambda: void(switch("0"))
 
     def _cut(self) -> None:
         if self._server:
@@ -256,31 +261,28 @@ class Faults:
     def _forget_scripts(self) -> None:
         self._client.script_flush()
 
-    def _fail_snapshot(self) -> Undo:
-        private.break_snapshots(self._folder)
-        self._client.config_set("save", "86400 1000000000")
-        limit_s = time.monotonic() + SNAPSHOT_LIMIT_S
-        try:
-            self._client.bgsave()
-            while not private.snapshot_failed(self._client):
-                if time.monotonic() > limit_s:
-                    raise Missed
-                time.sleep(0.01)
-        except (Missed, redis.RedisError):
-            self._client.config_set("save", "")
-            raise
-        return lambda: self._configure("save", "")
-
     def _configure(self, name: str, value: str | int) -> None:
         self._client.config_set(name, value)
 
+    def _fail_snapshot(self) -> Undo:
+        private.break_snapshots(self._folder)
+        limit_s = time.monotonic() + SNAPSHOT_LIMIT_S
+        with contextlib.suppress(redis.RedisError):  # here too what was asked for may still come, and is to be undone
+            self._configure("save", "86400 1000000000")
+            self._client.bgsave()
+            while not private.snapshot_failed(self._client) and time.monotonic() < limit_s:
+                time.sleep(0.01)
+        return lambda: self._configure("save", "")
+
     def _fill_memory(self) -> Undo:
-        self._client.config_set("maxmemory", 1)
+        with contextlib.suppress(redis.RedisError):
+            self._configure("maxmemory", 1)
         return lambda: self._configure("maxmemory", 0)
 
     def _refuse_clients(self) -> Undo:
-        self._client.config_set("maxclients", FEW_CLIENTS)
-        self._cut()
+        with contextlib.suppress(redis.RedisError):
+            self._configure("maxclients", FEW_CLIENTS)
+            self._cut()
 
         def allow() -> None:
             try:
