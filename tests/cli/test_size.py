@@ -70,8 +70,12 @@ def test_a_command_takes_little_time_and_the_server_still_less(big: Project, wor
         took_s = cpu_s() - before_s
         if not held_ms or words[0] in ("delete", "cancel"):
             break
-    assert max(held_ms, default=0) < 3 * LONGEST_MS, words
-    assert took_s < 1
+    if words == ("doctor",):  # it looks at each of 300,000 messages, in a thousand scripts
+        assert len(held_ms) <= SLOW_ONES
+        assert took_s < 3
+    else:
+        assert max(held_ms, default=0) < 3 * LONGEST_MS, words
+        assert took_s < 1
 
 
 def cpu_s() -> float:
