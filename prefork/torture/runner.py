@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,7 @@ DRAIN_LIMIT_S = 120.0  # without any progress
 TURN_S = 0.01
 SHOW_EVERY_S = 0.5
 MANY = 500
+EXIT_INTERRUPTED = 130  # INT, before it was up
 USUAL_ENDS = {0, 69, 75}  # told to end; the broker could not be reached, or refused, while it started
 
 
@@ -210,7 +212,7 @@ class Torture:
     def _make_account(self) -> None:
         for worker in self._fleet.workers:
             for life in worker.lives:
-                told = {-number for number in life.told}
+                told = {-number for number in life.told} | ({EXIT_INTERRUPTED} if signal.SIGINT in life.told else set())
                 if life.code not in USUAL_ENDS | told or (life.code == 0 and not life.told):
                     self.account.find("a worker ended unasked", f"pid {life.pid}, code {life.code}; see {worker.log}")
             if b"\nTraceback (most recent call last)" in worker.log.read_bytes():  # those of tasks are amid a record
