@@ -227,7 +227,7 @@ class Skewed:
         subprocess.run(["cc", "-shared", "-fPIC", "-o", folder / "shim.so", folder / "shim.c"], check=True)
         wrapper = folder / "server"
         wrapper.write_text(
-            f'#!/bin/sh\nCLOCK_AHEAD={self._file} LD_PRELOAD={folder}/shim.so exec {binary} "$@"\n'
+            f'#!/bin/sh\nCLOCK_AHEAD={self._file} LD_PRELOAD={folder}/shim.so exec "{binary}" "$@"\n'
         )  # so that nothing else has it
         wrapper.chmod(0o755)
         self.server = Server(str(wrapper))
