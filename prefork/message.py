@@ -30,6 +30,7 @@ VERSION = b"1"
 MAX_PAYLOAD_BYTES = 1 << 20
 MAX_ERRORS_KEPT = 10
 MAX_ERROR_TEXT = 16_384
+LONGEST_CACHED = 1024  # bytes of a header: what others have written is not to fill the memory
 LATEST_MS = 253_402_300_799_999  # the end of the year 9999: no datetime can name a later moment
 
 
@@ -152,23 +153,36 @@ def decode(raw_id: bytes, queue: str, raw: bytes, state: bytes | None = None) ->
         id = raw_id.decode()
     except UnicodeDecodeError:
         raise BadMessage(f"a message in queue {queue} has the id {raw_id!r}, which is no text") from None
+    at = raw.find(b"\n")
     try:
-        version, enqueued_ms, priority, rest = raw.split(b" ", 3)
-        header, body = rest.split(b"\n", 1)
+        if at < 0:
+            raise ValueError(f"is not in prefork's format: {raw[:60]!r}")
+        header, since_ms, rank = (_head if at <= LONGEST_CACHED else _head.__wrapped__)(raw[:at])
+    except ValueError as error:
+        raise BadMessage(f"message {id} in queue {queue} {error}") from None
+    return Message(id, queue, header, raw[at + 1 :], since_ms, rank, State.decode(state) if state else None)
+
+
+@lru_cache(maxsize=1024)  # messages that were enqueued together have the very same head
+def _head(raw: bytes) -> tuple[Header, int, int]:
+    """What stands before the body. Raises ValueError, saying what is wrong."""
+    try:
+        version, enqueued_ms, priority, header = raw.split(b" ", 3)
     except ValueError:
-        raise BadMessage(f"message {id} in queue {queue} is not in prefork's format: {raw[:60]!r}") from None
+        raise ValueError(f"is not in prefork's format: {raw[:60]!r}") from None
     if version != VERSION:
-        raise BadMessage(
-            f"message {id} in queue {queue} has format version {version[:20].decode('ascii', 'replace')}, this prefork "
-            f"reads version {VERSION.decode()}; upgrade this worker"
+        raise ValueError(
+            f"has format version {version[:20].decode('ascii', 'replace')}, this prefork reads version "
+            f"{VERSION.decode()}; upgrade this worker"
         )
     try:
-        told, since_ms, rank = _header(header), int(enqueued_ms), int(priority)
+        told = (_header if len(raw) <= LONGEST_CACHED else _header.__wrapped__)(header)
+        since_ms, rank = int(enqueued_ms), int(priority)
         if not (0 <= since_ms <= LATEST_MS and -100 <= rank <= 100):
             raise ValueError(f"enqueued at {since_ms}, priority {rank}")
-        return Message(id, queue, told, body, since_ms, rank, State.decode(state) if state else None)
     except ValueError as error:
-        raise BadMessage(f"message {id} in queue {queue} has a damaged header: {error}") from None
+        raise ValueError(f"has a damaged header: {error}") from None
+    return told, since_ms, rank
 
 
 @lru_cache(maxsize=1024)  # most messages of a task have the very same header

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from prefork import message
 from prefork.errors import BadMessage, NotJSON, PayloadTooLarge
 from prefork.message import LATEST_MS, Header, Message, State, decode, derived_id, encode_body, encode_result, new_id
-from prefork.worker.handoff import Order
+from prefork.worker.handoff import Order, Terms
 
 # -- ids --------------------------------------------------------------------------------------------------------------
 
@@ -177,11 +177,8 @@ def handed_out(it: Message) -> None:
     max_retries = 25 if header.max_retries is None else int(header.max_retries)
     timeout_s, soft_timeout_s = header.timeout_s or 0.0, header.soft_timeout_s or 0.0
     assert timeout_s >= 0
-    order = Order(
-        message=it, task=0, queue=0, attempt=state.attempts + 1, retried=state.retried, max_retries=max_retries,
-        timeout_s=timeout_s, soft_timeout_s=soft_timeout_s, expected_s=0.001, serial=1,
-    )  # fmt: skip
-    order.frame(1)
+    terms = Terms(header, 0, 0, max_retries, timeout_s, soft_timeout_s, expires=False, keeps_result=True)
+    Order(it, terms, state.attempts + 1, state.retried, expected_s=0.001, serial=1).frame(1)
 
 
 def handed_out_or_bad(header: bytes, front: bytes) -> None:

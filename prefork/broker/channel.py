@@ -74,9 +74,11 @@ class Channel:
     """One connection of the master to the broker. `up` and `down` tell its owner of the connection's fate."""
 
     def __init__(
-        self, loop: EventLoop, url: str, name: str, up: Callable[[], None], down: Callable[[str], None]
-    ) -> None:
+        self, loop: EventLoop, url: str, name: str, up: Callable[[], None], down: Callable[[str], None],
+        pushed: Callable[[list[Any]], None] | None = None,
+    ) -> None:  # fmt: skip
         self._loop, self._url, self._name, self._up, self._down = loop, url, name, up, down
+        self._pushed = pushed  # gets what the server says unasked, if it can: `hears_pushes`
         self._socket: socket.socket | None = None
         self._expected: deque[Sent] = deque()
         self._out = bytearray()
@@ -90,7 +92,7 @@ class Channel:
         self._watch: Timer | None = None
         self._watch_s = 0.0
         self._closed = False
-        self.ready = False
+        self.ready = self.hears_pushes = False
 
     # -- connect ------------------------------------------------------------------------------------------------
 
@@ -182,7 +184,10 @@ class Channel:
         for words in self._address.greeting(self._name):
             # A user who may not name a connection can work all the same.
             self._queue(words, Sent(None, self._named if words[0] == "CLIENT" else self._greeted, limit_s))
-        for verb in LOADED_VERBS:
+        self.hears_pushes = False
+        if self._pushed:
+            self._queue(("HELLO", 3), Sent(None, self._speaks, limit_s))
+        for verb in LOADED_VERBS if not self._pushed else ():
             self._queue(("SCRIPT", "LOAD", verbs.script(verb).text), Sent(None, self._greeted, limit_s))
         self._queue(("PING",), Sent(None, self._welcome, limit_s))
         self.flush()
@@ -190,6 +195,9 @@ class Channel:
     def _greeted(self, reply: Any) -> None:
         if isinstance(reply, hiredis.ReplyError):
             self._break(reply)
+
+    def _speaks(self, reply: Any) -> None:
+        self.hears_pushes = isinstance(reply, dict)  # a proxy in between may not let it through
 
     def _named(self, reply: Any) -> None:
         if "max number of clients" in str(reply) or str(reply).startswith("DENIED"):
@@ -279,6 +287,9 @@ class Channel:
     def _answer(self, here: socket.socket) -> None:
         try:
             while self._socket is here and (reply := self._reader.gets()) is not NOT_YET:
+                if isinstance(reply, hiredis.PushNotification) and reply[0] != b"subscribe" and self._pushed:
+                    self._pushed(reply)
+                    continue
                 if not self._expected:
                     return self._break(
                         reply if isinstance(reply, Exception) else ConnectionError("Protocol error: unasked reply")

@@ -19,9 +19,11 @@ class Keys:
         self.stats = base + "stats"  # hash: counters
         self.takeovers = base + "takeovers"  # hash: id -> how often a worker that held it has died
         self.wake = base + "wake"  # zset of one member: what idle masters block on
+        self.idle = base + "idle"  # zset: worker that waits for work -> the number of its claim that found too little
         self.paused = base + "paused"  # set while nothing may be claimed
         self.active_prefix = base + "active:"  # zset per worker: id -> claimed ms
         self.requests_prefix = base + "requests:"  # zset per worker: what operators ask it for
+        self.inbox_prefix = base + "to:"  # channel per worker: messages that are handed to it as they are enqueued
         self.result_prefix = base + "r:"  # string per finished task that keeps a result
         self.aside_prefix = base + "aside:"  # what `doctor --repair` has put aside; it expires
         self.done_prefix = base + "done:"  # channel per task: says that it has finished
@@ -29,6 +31,10 @@ class Keys:
     def active(self, worker: str) -> str:
         """The key of what one worker holds."""
         return self.active_prefix + worker
+
+    def inbox(self, worker: str) -> str:
+        """The channel on which an idle worker is handed messages."""
+        return self.inbox_prefix + worker
 
     def requests(self, worker: str) -> str:
         """The key of what operators ask of one worker: `report`, or `cancel <id>`."""

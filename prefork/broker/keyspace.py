@@ -19,7 +19,7 @@ DAY_MS, WEEK_MS = 86_400_000, 604_800_000
 FIXED = {
     "m": ("hash", 0), "state": ("hash", 0), "pending": ("list", 0), "ranked": ("zset", 0), "scheduled": ("zset", 0),
     "dead": ("zset", 0), "leases": ("zset", 0), "stats": ("hash", 0), "wake": ("zset", 0), "paused": ("string", 0),
-    "takeovers": ("hash", WEEK_MS),
+    "idle": ("zset", 0), "takeovers": ("hash", WEEK_MS),
 }  # fmt: skip
 NAMED = {"active": ("zset", 0), "requests": ("zset", 60_000), "r": ("string", DAY_MS), "aside": ("", KEPT_MS)}
 

@@ -21,7 +21,7 @@ _READING = frozenset((
 ))  # fmt: skip
 _WRITING = frozenset((
     "BZPOPMIN", "DEL", "HDEL", "HINCRBY", "HSET", "HSETNX", "LPOP", "LPUSH", "LREM", "PEXPIRE", "PUBLISH", "RENAME",
-    "RPUSH", "SADD", "SET", "SETNX", "SUBSCRIBE", "UNLINK", "UNSUBSCRIBE", "WAIT", "ZADD", "ZREM",
+    "RPUSH", "SADD", "SET", "SETNX", "SUBSCRIBE", "UNLINK", "UNSUBSCRIBE", "WAIT", "ZADD", "ZPOPMIN", "ZREM",
 ))  # fmt: skip
 _PRODUCING = ("enqueue", "cancel", "inspect")
 _PRODUCING_ALSO = ("SADD", "SMEMBERS", "SUBSCRIBE", "UNSUBSCRIBE", "WAIT")

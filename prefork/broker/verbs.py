@@ -66,15 +66,18 @@ class Entry:
 
 def enqueue(k: Keys, entries: Iterable[Entry], *, again: bool = False) -> Call:
     """Accept messages, all for this queue. -> [server ms, how many were new]"""
-    keys = (k.messages, k.pending, k.ranked, k.scheduled, k.wake)
-    head = k.result_prefix if again else ""
-    return Call("enqueue", keys, (head, *(word for entry in entries for word in entry.arguments())))
+    keys = (k.messages, k.pending, k.ranked, k.scheduled, k.wake, k.leases, k.idle, k.paused)
+    head = (k.result_prefix if again else "", k.active_prefix, k.inbox_prefix)
+    return Call("enqueue", keys, (*head, *(word for entry in entries for word in entry.arguments())))
 
 
-def claim(k: Keys, worker: str, n: int) -> Call:
-    """Take up to n messages. -> [server ms, next due ms or -1, left, [ids], [messages], [states]]"""
-    keys = (k.leases, k.active(worker), k.messages, k.state, k.pending, k.ranked, k.scheduled, k.wake, k.paused)
-    return Call("claim", keys, (worker, n))
+def claim(k: Keys, worker: str, n: int, number: int = 0) -> Call:
+    """Take up to n messages. -> [server ms, next due ms or -1, left, [ids], [messages], [states]]
+
+    `number`: of this claim, if a message may be handed over to the worker when there are too few; else 0.
+    """
+    keys = (k.leases, k.active(worker), k.messages, k.state, k.pending, k.ranked, k.scheduled, k.wake, k.paused, k.idle)
+    return Call("claim", keys, (worker, n, number))
 
 
 def settle(
@@ -92,7 +95,7 @@ def restore(
     k: Keys, worker: str, mode: str, kept: Iterable[str | bytes] = (), max_takeovers: int = MAX_TAKEOVERS
 ) -> Call:
     """Put back what a worker holds. `mode`: left, gone, expired, unmoved or keep. -> see restore.lua"""
-    keys = (k.leases, k.active(worker), k.messages, k.pending, k.ranked, k.wake, k.takeovers, k.state, k.dead)
+    keys = (k.leases, k.active(worker), k.messages, k.pending, k.ranked, k.wake, k.takeovers, k.state, k.dead, k.idle)
     return Call("restore", keys, (worker, mode, max_takeovers, k.done_prefix, *kept))
 
 

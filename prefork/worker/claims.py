@@ -5,6 +5,9 @@
 - Whoever pops a marker owes a claim, be it for nothing: the script sets the marker again for the next master if
   anything is left. So no wake-up is lost with a master that has no room.
 - Each reply tells when the next delayed message is due; a timer claims then, to the millisecond.
+- A worker that has found too little waits in `idle`, until its next claim, for the one message that `enqueue` may hand
+  it directly: it comes on the second connection, and is active here already. When that connection breaks, messages on
+  their way are lost with it: `void` says that none of them counts, and `keep` puts them back.
 - On the same connection a master hears what operators ask of it: a marker of its own for each queue.
 """
 
@@ -78,12 +81,20 @@ class Claims:
         claimed: Claimed,
         fenced: Callable[[str], None],
         requested: Callable[[str], None],
+        keep: Callable[[], None],
     ) -> None:
         self._loop, self.channel, self._blocker, self._clock = loop, channel, blocker, clock
         self._strict, self._claimed, self._fenced, self._requested = strict, claimed, fenced, requested
+        self._keep = keep  # put back what the broker says is held here, and is not
         self.outage = Outage()
         self.queues = queues
         self._by_marker = {queue.keys.wake.encode(): queue for queue in queues}
+        self._by_inbox: dict[bytes, Queue] = {}  # of the worker that is `_heard_as`
+        self._heard_as = self._asked_as = ""
+        self._number = 0  # of the latest claim
+        self._valid_from = 1  # what was handed over for claims before this one is put back
+        self._keep_due = False
+        self._idled = False  # whether anything may have been handed over since
         self.worker = ""
         self.open = False
         self.paused = False
@@ -102,6 +113,21 @@ class Claims:
     def all_drained(self) -> bool:
         """Whether nothing is left to claim, as far as is known."""
         return all(queue.drained and not queue.in_flight and not queue.owes_claim for queue in self.queues)
+
+    def void(self) -> None:
+        """Take no message any more that `enqueue` has handed over to this worker until now: `keep` puts them back."""
+        self._valid_from = self._number + 1
+        self._keep_due = self._keep_due or self._idled
+
+    def begin_to_keep(self) -> None:
+        """What is held here is being told to the broker: nothing may be claimed until it has answered."""
+        self.void()
+        self._keep_due = self._idled = self.open = False
+
+    def keep_if_due(self) -> None:
+        """Once a turn of the loop: put back what was voided, when nothing is on its way that is not known yet."""
+        if self._keep_due and not self.in_flight:
+            self._keep()
 
     def turn(self, n: int) -> None:
         """Once a turn of the loop: ask for n messages, or sleep on the markers of what is drained."""
@@ -149,7 +175,11 @@ class Claims:
     def _ask(self, queue: Queue, n: int) -> None:
         queue.in_flight, queue.owes_claim, queue.woken = True, False, False
         worker = self.worker
-        self.channel.send(verbs.claim(queue.keys, worker, n), lambda reply: self._reply(queue, n, worker, reply))
+        self._number += 1
+        number = self._number if n and self._heard_as == worker else 0
+        self._idled = self._idled or bool(number)
+        call = verbs.claim(queue.keys, worker, n, number)
+        self.channel.send(call, lambda reply: self._reply(queue, n, worker, reply))
 
     def _reply(self, queue: Queue, n: int, worker: str, reply: Any) -> None:
         queue.in_flight = False
@@ -182,11 +212,39 @@ class Claims:
     def blocker_up(self) -> None:
         """The blocking connection is there (again); what came meanwhile may have gone unheard."""
         self._blocked_on, self._unblocking = None, False
+        self._heard_as = self._asked_as = ""
+        self.void()
         self._blocker.send_words(("CLIENT", "ID"), self._know_blocker)
         self.wake_all()
 
     def _know_blocker(self, reply: Any) -> None:
         self._blocker_id = reply if isinstance(reply, int) else 0
+
+    def _hear(self) -> None:
+        """Let `enqueue` hand messages over to this worker."""
+        worker = self.worker
+        self._by_inbox = {queue.keys.inbox(worker).encode(): queue for queue in self.queues}
+        due = set(self._by_inbox)
+
+        def heard(reply: Any) -> None:
+            if isinstance(reply, list) and len(reply) == 3:
+                due.discard(reply[1])
+                if not due and worker == self.worker:
+                    self._heard_as = worker
+                    for queue in self.queues:
+                        queue.drained = False  # the next claim tells that this worker waits
+
+        for inbox in self._by_inbox:
+            self._blocker.send_words(("SUBSCRIBE", inbox), heard)
+
+    def handed_over(self, push: list[Any]) -> None:
+        """`enqueue` has given this worker a message; it is active here already."""
+        queue = self._by_inbox.get(push[1])
+        number, size, rest = push[2].split(b" ", 2)
+        if queue is None or self._heard_as != self.worker or int(number) < self._valid_from:
+            return
+        queue.drained, queue.woken = False, queue.in_flight
+        self._claimed(queue.keys.queue, [rest[: int(size)]], [rest[int(size) :]], [None])
 
     def _block(self) -> None:
         drained = {queue for queue in self.queues if queue.drained and not queue.in_flight} if self.open else set()
@@ -195,6 +253,9 @@ class Claims:
         if self._blocked_on is None:
             if self.in_flight and not drained:
                 return  # its reply will tell on what to sleep
+            if self._blocker.hears_pushes and self._asked_as != self.worker:
+                self._asked_as = self.worker
+                self._hear()
             self._blocked_on = self.worker, drained
             markers = [queue.keys.wake for queue in self.queues if queue in drained]
             requests = [queue.keys.requests(self.worker) for queue in self.queues]
@@ -231,6 +292,7 @@ class Claims:
     def close(self) -> None:
         """Claim no more. What the blocking connection pops from now on, nobody would claim: begin it anew."""
         self.open = False
+        self.void()
         self._blocker.restart()
         for queue in self.queues:
             if queue.due:

@@ -55,17 +55,17 @@ class Deadlines:
             self._pool.read(child)  # it may have answered meanwhile: late, but done
             if child.head is order:
                 child.stack = stack
-                self._pool.kill(child, f"timeout of {order.timeout_s:g} s")
+                self._pool.kill(child, f"timeout of {order.terms.timeout_s:g} s")
             self._look()
 
         self._pool.ask_stack(child, kill)
 
     def _left_s(self, child: Process) -> float | None:
         order = child.head
-        if order is None or not order.timeout_s or child.killed_for:
-            behind = [o.timeout_s for o in child.end.unanswered.values() if o.timeout_s]
+        if order is None or not order.terms.timeout_s or child.killed_for:
+            behind = [t for o in child.end.unanswered.values() if (t := o.terms.timeout_s)]
             return min(behind) if behind and not child.killed_for else None
-        return child.slot.head_since_s + order.timeout_s - time.monotonic()
+        return child.slot.head_since_s + order.terms.timeout_s - time.monotonic()
 
 
 class LagWatch:

@@ -40,23 +40,23 @@ class RunTimes:
     """
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[float, float]] = {}
+        self._known: dict[str, list[float]] = {}  # mean, mean deviation
         self.mix_s = inf  # what the next message of any name will probably take
 
     def expect_s(self, name: str) -> float:
         """Seconds that a task will hardly exceed; infinite for one never seen."""
-        mean_s, spread_s = self._known.get(name, (inf, 0.0))
-        return mean_s + 2 * spread_s
+        known = self._known.get(name)
+        return known[0] + 2 * known[1] if known else inf
 
     def observe(self, name: str, ran_s: float) -> None:
         """Learn from one run."""
         ran_s += OVERHEAD_S
         if known := self._known.get(name):
-            mean_s, spread_s = known
-            off_s = ran_s - mean_s
-            self._known[name] = mean_s + off_s / 8, spread_s + (abs(off_s) - spread_s) / 4
+            off_s = ran_s - known[0]
+            known[0] += off_s / 8
+            known[1] += (abs(off_s) - known[1]) / 4
         else:
-            self._known[name] = ran_s, ran_s / 2
+            self._known[name] = [ran_s, ran_s / 2]
         self.mix_s = ran_s if self.mix_s == inf else self.mix_s + (ran_s - self.mix_s) / 8
 
 
@@ -84,18 +84,16 @@ class Slot:
 
     def answered(self, expected_s: float, now_s: float) -> None:
         """It has answered one: the next one runs from now on."""
-        self._rid_of(expected_s)
+        self.outstanding = left = self.outstanding - 1
+        load_s = self.load_s - expected_s
+        # infinity less infinity is not a number
+        self.load_s = load_s if left and load_s > 0 and expected_s < inf else 0.0
         self.head_since_s = now_s
 
     def taken_back(self, expected_s: float) -> None:
         """One was taken back from it."""
-        self._rid_of(expected_s)
+        self.answered(expected_s, self.head_since_s)
         self.left += 1
-
-    def _rid_of(self, expected_s: float) -> None:
-        self.outstanding -= 1
-        # inf - inf is not a number
-        self.load_s = max(0.0, self.load_s - expected_s) if self.outstanding and expected_s < inf else 0.0
 
     def lags(self, now_s: float) -> bool:
         """Whether what it is running takes longer than what anything should wait behind."""
@@ -144,21 +142,25 @@ class Dispatcher(Generic[W]):
         share = -(-len(self.ready) // len(open_slots))
         given = []
         for slot in sorted(open_slots, key=_outstanding):
-            some: list[W] = []
-            while self.ready and len(some) < share and self._fits(slot, self.ready[0], now_s):
-                work = self.ready.popleft()
-                slot.handed(work.expected_s, now_s)
-                some.append(work)
-            if some:
+            if some := self._taken(slot, share, now_s):
                 given.append((slot, some))
             if not self.ready:
                 break
         return given
 
-    def _fits(self, slot: Slot, work: W, now_s: float) -> bool:
-        if not slot.outstanding or not slot.left:
-            return slot.left > 0
-        return slot.outstanding < MAX_DEPTH and slot.load_s + work.expected_s <= AHEAD_S and not slot.lags(now_s)
+    def _taken(self, slot: Slot, share: int, now_s: float) -> list[W]:
+        """What this child gets of what is ready: one if it has nothing, more as long as all of it is short."""
+        ready, some = self.ready, list[W]()
+        most = min(share, slot.left, MAX_DEPTH - slot.outstanding)
+        if slot.outstanding and slot.lags(now_s):
+            return some
+        while ready and len(some) < most:
+            expected_s = ready[0].expected_s
+            if slot.outstanding and slot.load_s + expected_s > AHEAD_S:
+                break
+            slot.handed(expected_s, now_s)
+            some.append(ready.popleft())
+        return some
 
     def stale(self, now_s: float) -> list[W]:
         """What was claimed and can't be handed out soon: it goes back to its queue, for other workers."""

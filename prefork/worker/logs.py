@@ -89,6 +89,7 @@ class Printed(io.TextIOBase):
         self._level, self._descriptor, self._handler = level, descriptor, handler
         self.name = "<stdout>" if descriptor == 1 else "<stderr>"
         self._rests: dict[int, list[str]] = {}  # by thread
+        self._lent = False  # the stream beneath, to somebody who may write to it at any time
 
     def write(self, text: str) -> int:
         """Log the lines that are complete; keep the rest, for each thread its own."""
@@ -113,7 +114,8 @@ class Printed(io.TextIOBase):
             for rest in list(self._rests.values()):  # threads that were left behind may still print
                 self._log("".join(rest))
             self._rests.clear()
-        self.flush()
+        if self._lent:
+            self.flush()
 
     def flush(self) -> None:
         """Lines are written as they are completed; what was written as bytes waits in the stream beneath."""
@@ -139,6 +141,7 @@ class Printed(io.TextIOBase):
     @property
     def buffer(self) -> Any:
         """For those who write bytes."""
+        self._lent = True
         return (sys.__stdout__ if self._descriptor == 1 else sys.__stderr__).buffer  # type: ignore[union-attr]
 
 

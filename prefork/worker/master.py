@@ -80,7 +80,10 @@ class Master:
         self.pool.other_descriptors = self._own_descriptors
         url = app.client.url
         self.channel = Channel(loop, url, f"prefork-{self._pid}", self._up, self._down)
-        self.blocker = Channel(loop, url, f"prefork-{self._pid}-wait", self._blocker_up, self._blocker_down)
+        self.blocker = Channel(
+            loop, url, f"prefork-{self._pid}-wait", self._blocker_up, self._blocker_down,
+            lambda push: self.claims.handed_over(push),
+        )  # fmt: skip
         self.settlement = Settlement(
             app.tasks, self.clock.now_ms, prefix=app.prefix, dead_max=settings.dead_max,
             dead_ttl_s=settings.dead_ttl_s, max_crashes=settings.max_crashes, fenced=self._fenced,
@@ -94,7 +97,7 @@ class Master:
             self.settlement.add_queue(queue.keys)
         self.claims = self.work.claims = Claims(
             loop, self.channel, self.blocker, self.clock, queues, strict=weights is None, claimed=self._claimed,
-            fenced=self._fenced, requested=self._requested,
+            fenced=self._fenced, requested=self._requested, keep=self._reconcile,
         )  # fmt: skip
         self.lease = Lease(
             loop, self.channel, self.claims, self.clock, settings.lease_s, settings.max_takeovers, self._fenced
@@ -197,6 +200,7 @@ class Master:
 
     def _pause_or_resume(self) -> None:
         self.claims.paused = not self.claims.paused
+        self.claims.void()
         if self.claims.paused:
             log.warning("USR2: paused. Nothing more is claimed until the next USR2; what was claimed goes on")
         else:
@@ -267,8 +271,9 @@ class Master:
             self.notify.ready(f"{self.pool.size} children, queues {queues}")
 
     def _reconcile(self) -> None:
-        """After a broken connection: put back what a claim took whose reply was lost. Only then claim again."""
-        known, worker = self.work.known_ids(), self.lease.worker
+        """After a broken connection: put back what came here and got lost on its way. Only then claim again."""
+        self.claims.begin_to_keep()
+        known, worker = self.work.known_ids() | self.shutdown.ids(), self.lease.worker
         due = {queue.keys.queue for queue in self.claims.queues}
 
         def answered(queue: str, reply: object) -> None:
@@ -319,6 +324,7 @@ class Master:
             self.work.hand_out(now_s)
         if self.channel.ready:
             self.settlement.flush(self.channel)
+            self.claims.keep_if_due()
             if not running:
                 self.claims.listen()
             elif not self.settlement.backs_wait:

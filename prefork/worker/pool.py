@@ -22,6 +22,7 @@ from prefork.worker.process import Death, Process, State
 from prefork.worker.slate import STACK_SIGNAL, STOP_SIGNAL, Slate
 
 log = logging.getLogger("prefork")
+STARTS = (READY, BOOT_FAILED)
 SETTLED_S = 1.0  # a child that lives so long after its start is not part of a crash loop
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 UNLIMITED = 1 << 62
@@ -36,7 +37,7 @@ class Owner(Protocol):
     def on_ready(self, child: Process) -> None:
         """A child has come up."""
 
-    def on_answer(self, child: Process, answer: Answer) -> None:
+    def on_answers(self, child: Process, answers: list[Answer]) -> None:
         """A child has answered, or said how far it is."""
 
     def on_death(self, death: Death) -> None:
@@ -153,25 +154,33 @@ class Pool:
             return False
         if answers is None:
             return False
+        work: list[Answer] = []
         for answer in answers:
-            if answer.kind in (READY, BOOT_FAILED) and child.state is State.READY:  # a task has written into the pipe
-                self.kill(child, "it sent garbage: it said a second time how it had started")
-            elif answer.kind == READY:
-                child.state = State.READY if child.state is State.BOOTING else child.state
-                child.slot.open = child.state is State.READY
-                if self.crashes.times:
-                    self._loop.call_later(SETTLED_S, lambda: self._trust_again(child))
-                self.owner.on_ready(child)
-            elif answer.kind == BOOT_FAILED:
-                child.killed_for = "on_child_start failed"
-                why = process.boot_error(answer.payload)
-                child.boot_error = why.rpartition("\n")[2]
-                if self.crashes.is_news(why):
-                    log.error("child %d could not start: %s", child.number, why)
+            if answer.kind in STARTS:
+                self._on_start(child, answer)
             else:
-                self._trust_again(child)
-                self.owner.on_answer(child, answer)
+                work.append(answer)
+        if work:
+            self._trust_again(child)
+            self.owner.on_answers(child, work)
         return True
+
+    def _on_start(self, child: Process, answer: Answer) -> None:
+        """A child says whether it could start."""
+        if child.state is State.READY:  # a task has written into the pipe
+            self.kill(child, "it sent garbage: it said a second time how it had started")
+        elif answer.kind == READY:
+            child.state = State.READY if child.state is State.BOOTING else child.state
+            child.slot.open = child.state is State.READY
+            if self.crashes.times:
+                self._loop.call_later(SETTLED_S, lambda: self._trust_again(child))
+            self.owner.on_ready(child)
+        else:
+            child.killed_for = "on_child_start failed"
+            why = process.boot_error(answer.payload)
+            child.boot_error = why.rpartition("\n")[2]
+            if self.crashes.is_news(why):
+                log.error("child %d could not start: %s", child.number, why)
 
     def _end_lost(self, child: Process) -> None:
         """Its task has closed the pipe, or has become another program: no answer can come any more."""

@@ -48,6 +48,9 @@ class Settlement(Outboxes):
     def answered(self, order: Order, answer: Answer, channel: Channel, pid: int = 0) -> None:
         """The child with this pid has ended an attempt: done or failed."""
         message = order.message
+        if answer.kind == handoff.DONE and not order.terms.keeps_result:
+            self.outboxes[message.queue].plain.append(message.id)
+            return
         if answer.kind == handoff.FAILED:
             verdict = _verdict(answer.payload)
             verdict["error"] |= of_failure(pid, answer.cpu_s, answer.peak_kib)
@@ -59,9 +62,6 @@ class Settlement(Outboxes):
         task = self._tasks[message.header.task]
         ttl_ms = round(task.options.result_ttl_s * 1000)
         outbox = self.outboxes[message.queue]
-        if answer.kind == handoff.DONE and not ttl_ms:
-            outbox.plain.append(message.id)
-            return
         result = answer.payload
         here: list[verbs.Entry] = []
         elsewhere: list[verbs.Entry] = []
@@ -90,8 +90,8 @@ class Settlement(Outboxes):
         state.add_error(error | {"attempt": state.attempts, "ran_s": round(ran_s, 6)})
         if verdict.get("dead"):
             return self._dead(message, state, f"failed ({asked})", error["traceback"])
-        if counted and state.retried >= order.max_retries:
-            return self._dead(message, state, f"failed ({asked}), its {order.max_retries} retries are spent",
+        if counted and state.retried >= order.terms.max_retries:
+            return self._dead(message, state, f"failed ({asked}), its {order.terms.max_retries} retries are spent",
                               error["traceback"])  # fmt: skip
         state.retried += counted
         delay_s = float(verdict["delay_s"])
@@ -99,12 +99,13 @@ class Settlement(Outboxes):
         level = logging.INFO if verdict.get("asked") else logging.WARNING
         trace = "" if verdict.get("asked") or not error["traceback"] else f"\n{error['traceback'].rstrip()}"
         log.log(level, "%s %s attempt %d failed (%s); retry %d of %d in %.1f s%s", message.header.task, message.id,
-                state.attempts, asked, state.retried, order.max_retries, delay_s, trace)  # fmt: skip
+                state.attempts, asked, state.retried, order.terms.max_retries, delay_s, trace)  # fmt: skip
         return None
 
     def timed_out(self, order: Order, ran_s: float, evidence: Evidence = NONE) -> None:
         """An attempt was killed at its deadline: a failure of the task, retried as any other."""
-        error = _error("TaskTimeout", f"killed after {ran_s:.1f} s, its timeout is {order.timeout_s:g} s", evidence)
+        said = f"killed after {ran_s:.1f} s, its timeout is {order.terms.timeout_s:g} s"
+        error = _error("TaskTimeout", said, evidence)
         task = self._tasks[order.message.header.task]
         retried = order.message.state.retried if order.message.state else 0
         policy = task.options.retry_delay

@@ -66,6 +66,10 @@ class Shutdown:
         """Whether the worker is stopping."""
         return self.phase is not Phase.RUNNING
 
+    def ids(self) -> set[str]:
+        """The messages that are about to go back."""
+        return {order.message.id for order in self.unstarted + self.killed}
+
     def drain(self, why: str) -> None:
         """Claim no more, put back what has not started, let what runs finish within `shutdown_timeout`."""
         if self.begun:

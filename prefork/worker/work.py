@@ -19,7 +19,7 @@ import orjson
 from prefork.app import Prefork
 from prefork.config import Settings
 from prefork.errors import BadMessage
-from prefork.message import Message, State, decode
+from prefork.message import Message, decode
 from prefork.task import Task
 from prefork.worker import evidence, handoff
 from prefork.worker.cancel import CANCELLED, Cancels
@@ -28,7 +28,7 @@ from prefork.worker.clock import ServerClock
 from prefork.worker.deadline import Deadlines, LagWatch
 from prefork.worker.dispatch import Dispatcher, RunTimes
 from prefork.worker.governor import Governor
-from prefork.worker.handoff import Answer, Order
+from prefork.worker.handoff import Answer, Order, Terms
 from prefork.worker.loop import Loop
 from prefork.worker.pool import Pool
 from prefork.worker.process import Death, Process
@@ -38,6 +38,7 @@ from prefork.worker.shutdown import BECAUSE, Shutdown
 
 log = logging.getLogger("prefork")
 TITLE_AFTER_S = 0.05
+MOST_TERMS = 1000  # headers with options of their own may be as many as messages
 FENCED = "the lease is lost"
 
 
@@ -56,6 +57,7 @@ class Work:
         self.task_list: list[Task[..., Any]] = list(self.tasks.values())
         self._index = {task.name: number for number, task in enumerate(self.task_list)}
         self._queue_index = {name: number for number, name in enumerate(settings.queues.names)}
+        self._terms: dict[str, dict[int, Terms]] = {name: {} for name in settings.queues.names}
         self._signer = app.signer
         self._claimed_count = 0
         self.times = RunTimes()
@@ -82,19 +84,19 @@ class Work:
     def claimed(self, queue: str, ids: list[bytes], messages: list[bytes], states: list[bytes | None]) -> None:
         """A claim has brought messages."""
         orders = []
-        now_ms, signer = self._clock.now_ms(), self._signer
+        now_ms, signer, terms_of = self._clock.now_ms(), self._signer, self._terms[queue]
         for raw_id, raw, state in zip(ids, messages, states, strict=True):
             try:
                 if signer is not None:
                     raw = signer.verified(raw_id, queue, raw)
                 message = decode(raw_id, queue, raw, state)
-                task = self.tasks.get(message.header.task)
-                if task is None:
+                terms = terms_of.get(id(message.header)) or self._learn(message)
+                if terms is None:
                     self._settlement.unknown(message)
-                elif _has_expired(message, task, now_ms):
+                elif terms.expires and self._has_expired(message, now_ms):
                     self._settlement.expired(message)
                 else:
-                    orders.append(self._order(message, task))
+                    orders.append(self._order(message, terms))
             except BadMessage as error:
                 self._settlement.bad(raw_id, queue, str(error), type(error).__name__)
             except Exception as error:  # no message, however strange, may end the worker again and again
@@ -105,18 +107,40 @@ class Work:
         else:
             self.dispatcher.add(orders, time.monotonic())
 
-    def _order(self, message: Message, task: Task[..., Any]) -> Order:
-        header, options, state = message.header, task.options, message.state or State()
-        timeout_s = header.timeout_s or options.timeout_s or self._settings.timeout_s or 0.0
-        soft_s = header.soft_timeout_s or options.soft_timeout_s or 0.0
-        expected_s = self.times.expect_s(task.name)
-        retries = options.max_retries if header.max_retries is None else min(int(header.max_retries), 1000)
+    def _learn(self, message: Message) -> Terms | None:
+        """The terms of a header that was not seen lately; None if no such task is registered here."""
+        header, terms_of = message.header, self._terms[message.queue]
+        task = self.tasks.get(header.task)
+        if task is None:
+            return None
+        options = task.options
+        if len(terms_of) >= MOST_TERMS:
+            terms_of.clear()
+        # By identity, since to compare headers takes longer than all the rest; the terms keep theirs alive.
+        terms_of[id(header)] = terms = Terms(
+            header, self._index[task.name], self._queue_index[message.queue],
+            options.max_retries if header.max_retries is None else min(int(header.max_retries), 1000),
+            timeout_s=header.timeout_s or options.timeout_s or self._settings.timeout_s or 0.0,
+            soft_timeout_s=header.soft_timeout_s or options.soft_timeout_s or 0.0,
+            expires=any(it is not None for it in (header.expires_ms, header.expires_s, options.expires_s)),
+            keeps_result=bool(options.result_ttl_s),
+        )  # fmt: skip
+        return terms
+
+    def _order(self, message: Message, terms: Terms) -> Order:
+        state, expected_s = message.state, self.times.expect_s(message.header.task)
         self._claimed_count += 1
         return Order(
-            message, self._index[task.name], self._queue_index[message.queue], state.attempts + 1, state.retried,
-            retries, timeout_s, soft_s, expected_s, self._claimed_count,
-            handoff.WILL_LAST if expected_s > TITLE_AFTER_S else 0,
+            message, terms, state.attempts + 1 if state else 1, state.retried if state else 0, expected_s,
+            self._claimed_count, handoff.WILL_LAST if expected_s > TITLE_AFTER_S else 0,
         )  # fmt: skip
+
+    def _has_expired(self, message: Message, now_ms: int) -> bool:
+        header = message.header
+        if header.expires_ms is not None:
+            return now_ms > header.expires_ms
+        expires_s = self.tasks[header.task].options.expires_s if header.expires_s is None else header.expires_s
+        return expires_s is not None and now_ms > message.enqueued_ms + expires_s * 1000
 
     # -- handed out ---------------------------------------------------------------------------------------------
 
@@ -130,8 +154,8 @@ class Work:
                 self._pool.hand(by_slot[slot], orders)
                 self.governor.arm()
                 for order in orders:
-                    if order.timeout_s:
-                        self.deadlines.watch(order.timeout_s)
+                    if order.terms.timeout_s:
+                        self.deadlines.watch(order.terms.timeout_s)
         if dispatcher.waits():
             self.lag.arm()
 
@@ -150,35 +174,42 @@ class Work:
 
     # -- answered -----------------------------------------------------------------------------------------------
 
-    def on_answer(self, child: Process, answer: Answer) -> None:
+    def on_answers(self, child: Process, answers: list[Answer]) -> None:
         """A child has answered, or said how far it is."""
-        if answer.kind == handoff.PROGRESS:
-            order = child.end.unanswered.get(answer.number)
-            with contextlib.suppress(ValueError):  # a task may write into the pipe
-                if order:
-                    self._settlement.progress(order.message, orjson.loads(answer.payload))
-            return
-        order = child.end.settle(answer.number)
-        if order is None:
-            return
-        name = order.message.header.task
-        child.slot.answered(order.expected_s, time.monotonic())
-        self.times.observe(name, answer.ran_s)
-        if child.killed_for == FENCED:
-            return
-        try:
-            self._settlement.answered(order, answer, self.claims.channel, child.pid)
-        except Exception as error:  # as above
-            log.exception("the answer of %s %s cannot be handled", name, order.message.id)
-            self._settlement.bad(
-                order.message.id.encode(), order.message.queue, f"its answer cannot be handled: {error!r}"
-            )
+        # Of the time when they were read: what runs now has begun before, so that its deadline is never early.
+        now_s, settle, times = time.monotonic(), child.end.settle, self.times
+        debug = log.isEnabledFor(logging.DEBUG)
+        for answer in answers:
+            if answer.kind == handoff.PROGRESS:
+                self._on_progress(child, answer)
+                continue
+            order = settle(answer.number)
+            if order is None:
+                continue
+            name = order.message.header.task
+            child.slot.answered(order.expected_s, now_s)
+            times.observe(name, answer.ran_s)
+            if child.killed_for == FENCED:
+                continue
+            try:
+                self._settlement.answered(order, answer, self.claims.channel, child.pid)
+            except Exception as error:  # as above
+                log.exception("the answer of %s %s cannot be handled", name, order.message.id)
+                self._settlement.bad(
+                    order.message.id.encode(), order.message.queue, f"its answer cannot be handled: {error!r}"
+                )
+            if debug:
+                done = "failed" if answer.kind == handoff.FAILED else "done"
+                log.debug("%s %s %s in %.6f s", name, order.message.id, done, answer.ran_s)
         limit = self._settings.max_memory_per_child_bytes
-        if limit and answer.peak_kib << 10 > limit:
-            self._replace(child, answer.peak_kib)
-        if log.isEnabledFor(logging.DEBUG):
-            done = "failed" if answer.kind == handoff.FAILED else "done"
-            log.debug("%s %s %s in %.6f s, cpu %.6f s", name, order.message.id, done, answer.ran_s, answer.cpu_s)
+        if limit and (peak_kib := max(answer.peak_kib for answer in answers)) << 10 > limit:
+            self._replace(child, peak_kib)
+
+    def _on_progress(self, child: Process, answer: Answer) -> None:
+        order = child.end.unanswered.get(answer.number)
+        with contextlib.suppress(ValueError):  # a task may write into the pipe
+            if order:
+                self._settlement.progress(order.message, orjson.loads(answer.payload))
 
     def _replace(self, child: Process, peak_kib: int) -> None:
         """Its memory has grown beyond `max_memory_per_child`."""
@@ -242,11 +273,3 @@ class Work:
             self.shutdown.killed.append(order)
             return f"back to queue {order.message.queue}"
         return self._settlement.crashed(order, death.how, ran_s, death.peak_kib, known)
-
-
-def _has_expired(message: Message, task: Task[..., Any], now_ms: int) -> bool:
-    header = message.header
-    if header.expires_ms is not None:
-        return now_ms > header.expires_ms
-    expires_s = task.options.expires_s if header.expires_s is None else header.expires_s
-    return expires_s is not None and now_ms > message.enqueued_ms + expires_s * 1000

@@ -148,6 +148,7 @@ class Wire:
 
     def __init__(self) -> None:
         self.ready = True
+        self.hears_pushes = False
         self.due: list[tuple[Any, Any]] = []
 
     def send(self, call: Call, callback: Any, limit_s: float = 10) -> None:
@@ -177,15 +178,20 @@ class Worker:
         self.claimed: list[tuple[str, list[bytes]]] = []
         self.fenced: list[str] = []
         self.requested: list[str] = []
+        self.kept: list[None] = []
         self.claims = Claims(
             self.loop, self.wire, self.blocker, ServerClock(), self.queues, strict=strict,  # type: ignore[arg-type]
             claimed=lambda queue, ids, messages, states: self.claimed.append((queue, ids)), fenced=self.fenced.append,
-            requested=self.requested.append,
+            requested=self.requested.append, keep=self.keep,
         )  # fmt: skip
         self.claims.worker = "w"
         self.claims.open = True
         self.claims.blocker_up()
         self.blocker.reply(17)  # CLIENT ID
+
+    def keep(self) -> None:
+        self.kept.append(None)
+        self.claims.begin_to_keep()
 
     def asks(self) -> list[tuple[str, int]]:
         """The claims that wait for a reply: (queue, n)."""
@@ -518,7 +524,7 @@ def test_after_the_blocking_connection_broke_everything_is_asked_once() -> None:
 def test_a_refused_block_is_not_repeated_without_a_pause(caplog: pytest.LogCaptureFixture) -> None:
     it = Worker()
     it.asleep()
-    it.blocker.reply(hiredis.ReplyError("NOPERM"))
+    it.blocker.reply(hiredis.hiredis.ReplyError("NOPERM"))
     assert "NOPERM" in caplog.text
     it.claims.turn(1)
     it.claims.listen()
@@ -589,3 +595,116 @@ def test_after_the_end_no_timer_is_left() -> None:
     it.found(0, next_due_ms=NOW_MS + 5000)
     it.claims.close()
     assert it.loop.live() == []
+
+
+# -- handed over ------------------------------------------------------------------------------------------------------
+
+
+class Listener(Worker):
+    """A worker whose second connection hears what the server says unasked."""
+
+    def __init__(self, *weights: int) -> None:
+        super().__init__(*weights)
+        self.blocker.hears_pushes = True
+        self.claims.turn(1)
+        for _ in self.queues:
+            self.wire.reply([1, -1, 0, [], [], []])  # the first claims, which are made before anybody listens
+        self.claims.turn(1)
+        for queue in self.queues:
+            self.blocker.reply([b"subscribe", queue.keys.inbox("w").encode(), 1])
+
+    def numbers(self) -> list[int]:
+        """Of the claims that wait for a reply: with which number they may be answered later."""
+        return [int(call.arguments[2]) for call, _ in self.wire.due if isinstance(call, Call)]
+
+    def wait_for_work(self) -> int:
+        """Claim, and find nothing. -> the number of that claim"""
+        self.claims.turn(1)
+        (number,) = self.numbers()
+        self.wire.reply([1, -1, 0, [], [], []])
+        return number
+
+    def give(self, number: int, id: bytes = b"m1", worker: str = "w") -> None:
+        self.claims.handed_over([b"message", self.queues[0].keys.inbox(worker).encode(), b"%d 2 %bbody" % (number, id)])
+
+
+def test_who_listens_says_so_with_each_claim_that_has_room() -> None:
+    it = Listener()
+    it.claims.turn(1)
+    assert it.numbers() == [2]
+    it.wire.reply([1, -1, 0, [], [], []])
+    it.claims.wake(it.queues[0])
+    it.claims.turn(0)
+    assert it.numbers() == [0], "without room nothing may be handed over"
+
+
+def test_what_is_handed_over_is_taken_and_the_worker_says_again_that_it_waits() -> None:
+    it = Listener()
+    it.give(it.wait_for_work())
+    assert it.claimed == [("q0", [b"m1"])]
+    it.claims.turn(1)
+    assert it.numbers() == [3]
+
+
+def test_what_comes_before_the_reply_of_its_claim_is_not_forgotten_by_it() -> None:
+    it = Listener()
+    it.claims.turn(1)
+    it.give(2)
+    it.wire.reply([1, -1, 0, [], [], []])
+    it.claims.turn(1)
+    assert it.numbers() == [3]
+
+
+def test_what_was_handed_over_to_what_this_worker_was_before_is_not_taken() -> None:
+    it = Listener()
+    number = it.wait_for_work()
+    it.give(number, worker="old")
+    it.claims.worker = "new"
+    it.give(number)
+    assert it.claimed == []
+
+
+@pytest.mark.parametrize("why", ["the connection broke", "it stops", "it was voided"])
+def test_what_is_on_its_way_then_is_not_taken_but_put_back(why: str) -> None:
+    it = Listener()
+    number = it.wait_for_work()
+    {"the connection broke": it.claims.blocker_up, "it stops": it.claims.close, "it was voided": it.claims.void}[why]()
+    it.give(number)
+    assert it.claimed == []
+    it.claims.keep_if_due()
+    it.claims.keep_if_due()
+    assert len(it.kept) == 1
+
+
+def test_it_is_put_back_only_when_no_claim_is_on_its_way() -> None:
+    """Its reply would bring what is not known yet, and would be taken for lost."""
+    it = Listener()
+    it.wait_for_work()
+    it.claims.wake(it.queues[0])
+    it.claims.turn(1)
+    it.claims.void()
+    it.claims.keep_if_due()
+    assert not it.kept
+    it.wire.reply([1, -1, 0, [], [], []])
+    it.claims.keep_if_due()
+    assert it.kept
+
+
+def test_where_nothing_may_have_been_handed_over_nothing_is_put_back() -> None:
+    it = Worker()
+    it.claims.void()
+    it.claims.keep_if_due()
+    assert not it.kept
+
+
+def test_a_refused_subscription_is_not_asked_for_again() -> None:
+    it = Worker()
+    it.blocker.hears_pushes = True
+    it.claims.turn(1)
+    it.wire.reply([1, -1, 0, [], [], []])
+    it.claims.turn(1)
+    it.blocker.reply(hiredis.ReplyError("NOPERM"))
+    it.blocker.reply(None)  # BZPOPMIN
+    it.claims.turn(1)
+    assert [words[0] for words, _ in it.blocker.due] == ["BZPOPMIN"]
+    assert it.claims._heard_as == ""

@@ -31,6 +31,7 @@ from prefork.worker.handoff import (
     Given,
     MasterEnd,
     Order,
+    Terms,
 )
 
 PATIENCE_S = 60
@@ -38,10 +39,8 @@ PATIENCE_S = 60
 
 def order(body: bytes = b"[[],{}]", task: int = 0, attempt: int = 1, max_retries: int = 25, retried: int = 0) -> Order:
     message = Message(new_id(), "default", Header("t"), body, 1764000000000, 0)
-    return Order(
-        message=message, task=task, queue=2, attempt=attempt, retried=retried, max_retries=max_retries, timeout_s=2.5,
-        soft_timeout_s=1.5, expected_s=0.001, serial=1, flags=handoff.WILL_LAST,
-    )  # fmt: skip
+    terms = Terms(message.header, task, 2, max_retries, 2.5, 1.5, expires=False, keeps_result=True)
+    return Order(message, terms, attempt, retried, expected_s=0.001, serial=1, flags=handoff.WILL_LAST)
 
 
 @contextmanager
@@ -407,7 +406,6 @@ def test_each_token_goes_to_the_child_or_back_to_the_master_and_to_one_of_them_o
                 orders = [order(b"%d" % (handed + k) * rng.randint(0, 3)) for k in range(n)]
                 for k, it in enumerate(orders):
                     body[handed + k + 1] = it.message.body
-                    it.task = 0
                     it.retried = handed + k + 1  # its number, told back by take_back
                 master.hand(orders)
                 handed += n

@@ -14,7 +14,7 @@ from prefork.broker.verbs import Call
 from prefork.message import Header, Message, State, new_id
 from prefork.retry import UNKNOWN_TASK_DELAYS_S
 from prefork.worker.evidence import of_failure
-from prefork.worker.handoff import DONE, DONE_WITH_FOLLOW_UPS, FAILED, Answer, Order
+from prefork.worker.handoff import DONE, DONE_WITH_FOLLOW_UPS, FAILED, Answer, Order, Terms
 from prefork.worker.outbox import BATCH, BATCH_BYTES
 from prefork.worker.settlement import Settlement
 
@@ -83,10 +83,9 @@ class Desk:
     def order(self, task: str = "job", max_retries: int = 25, **rest: Any) -> Order:
         message = self.message(task, **rest)
         state = message.state or State()
-        return Order(
-            message=message, task=0, queue=0, attempt=state.attempts + 1, retried=state.retried,
-            max_retries=max_retries, timeout_s=5.0, soft_timeout_s=0.0, expected_s=0.001, serial=1,
-        )  # fmt: skip
+        keeps = bool(self.app.tasks[task].options.result_ttl_s)
+        terms = Terms(message.header, 0, 0, max_retries, 5.0, 0.0, expires=False, keeps_result=keeps)
+        return Order(message, terms, state.attempts + 1, state.retried, expected_s=0.001, serial=1)
 
     def answer(self, order: Order, kind: int, payload: bytes = b"", ran_s: float = 0.25) -> None:
         self.it.answered(order, Answer(1, kind, ran_s, 0.1, 1000, payload), self.wire)  # type: ignore[arg-type]
@@ -557,7 +556,7 @@ def test_follow_ups_to_other_queues_go_first_and_the_acknowledgement_waits(desk:
     mail, printed = (call for call, _ in desk.wire.due)
     assert (mail.verb, mail.keys[0]) == ("enqueue", "a:b:{mail}:m")
     assert (printed.verb, printed.keys[0]) == ("enqueue", "a:b:{print}:m")
-    assert mail.arguments[1::4] == (f"{0:032x}", f"{3:032x}")
+    assert mail.arguments[3::4] == (f"{0:032x}", f"{3:032x}")
     assert not desk.it.is_empty
     assert desk.it.unsettled() == 2
     desk.wire.reply([NOW_MS, 2])

@@ -14,7 +14,7 @@ from prefork.broker.keys import Keys
 from prefork.config import load
 from prefork.message import Header, Message, new_id
 from prefork.worker.clock import ServerClock
-from prefork.worker.handoff import ChildEnd, Order
+from prefork.worker.handoff import ChildEnd, Order, Terms
 from prefork.worker.loop import Loop
 from prefork.worker.pool import Pool
 from prefork.worker.settlement import Settlement
@@ -62,7 +62,8 @@ def test_a_child_that_dies_when_the_lease_is_lost_leaves_no_outcome(tmp_path: Pa
     pool.fill()
     (child,) = pool.children
     pool.growing = False
-    order = Order(Message(new_id(), "default", Header("job"), b"[[],{}]", 0, 0, None), 0, 0, 1, 0, 25, 1.0, 0.0, 1, 1)
+    terms = Terms(Header("job"), 0, 0, 25, 1.0, 0.0, expires=False, keeps_result=True)
+    order = Order(Message(new_id(), "default", terms.header, b"[[],{}]", 0, 0, None), terms, 1, 0, 1.0, 1)
     pool.hand(child, [order])
     until((tmp_path / "runs").exists)
     if why:

@@ -1,6 +1,8 @@
 -- Promote what is due, then hand up to n messages to a worker: higher priorities first, then first in first out.
 -- KEYS  1 leases  2 active of the worker  3 messages  4 state  5 pending  6 ranked  7 scheduled  8 wake  9 paused
--- ARGV  1 worker  2 n (0: promote only, and wake another)
+--       10 idle
+-- ARGV  1 worker  2 n (0: promote only, and wake another)  3 number of this claim, if `enqueue` may hand the worker a
+--       message when too few were found; else 0
 -- Returns  {server time in ms, next due in ms or -1, how many are left, {ids}, {messages}, {states or nothing}}
 -- Errors  FENCED: the worker's lease is gone, another has taken over what it held
 if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
@@ -78,6 +80,12 @@ if #ids > 0 then
   end
   redis.call('ZADD', KEYS[2], unpack(active))
   if redis.call('EXISTS', KEYS[4]) == 1 then states = redis.call('HMGET', KEYS[4], unpack(ids)) end
+end
+
+if #ids < n and ARGV[3] ~= '0' then
+  redis.call('ZADD', KEYS[10], ARGV[3], ARGV[1])
+else
+  redis.call('ZREM', KEYS[10], ARGV[1])
 end
 
 local left = redis.call('LLEN', KEYS[5]) + redis.call('ZCARD', KEYS[6])

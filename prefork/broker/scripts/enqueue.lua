@@ -1,6 +1,7 @@
 -- Accept messages: each once, however often it is sent.
--- KEYS  1 messages  2 pending  3 ranked  4 scheduled  5 wake
--- ARGV  1 prefix of result keys if this may be a repeat, else ""; then for each message: id, priority, when ("" now | "+ms" from now | "ms" since the epoch), header and body
+-- KEYS  1 messages  2 pending  3 ranked  4 scheduled  5 wake  6 leases  7 idle  8 paused
+-- ARGV  1 prefix of result keys if this may be a repeat, else ""  2 prefix of active keys  3 prefix of inboxes; then for
+--       each message: id, priority, when ("" now | "+ms" from now | "ms" since the epoch), header and body
 -- Returns  {server time in ms, how many were new}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -8,11 +9,29 @@ local stamp = string.format('1 %.0f ', now)
 local accepted = 0
 local ready = {}
 local woken = false
-for i = 2, #ARGV, 4 do
+
+-- A single message that finds nothing before it goes straight to a worker that waits for one: it is active there from
+-- now on, and travels with the wake-up. PUBLISH tells whether that worker is still connected.
+local function handed_over(id, message)
+  if #ARGV > 7 or redis.call('EXISTS', KEYS[2], KEYS[3], KEYS[8]) > 0 then return false end
+  while true do
+    local idle = redis.call('ZPOPMIN', KEYS[7])
+    if not idle[1] then return false end
+    local worker, ends = idle[1], redis.call('ZSCORE', KEYS[6], idle[1])
+    if ends and tonumber(ends) > now
+      and redis.call('PUBLISH', ARGV[3] .. worker, idle[2] .. ' ' .. #id .. ' ' .. id .. message) > 0 then
+      redis.call('ZADD', ARGV[2] .. worker, time[1] * 1000 + time[2] / 1000, id)
+      return true
+    end
+  end
+end
+
+for i = 4, #ARGV, 4 do
   local id, priority, at = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   -- A repeat may come when the task has finished already: its result tells, if it keeps one.
   local finished = ARGV[1] ~= '' and redis.call('EXISTS', ARGV[1] .. id) == 1
-  if not finished and redis.call('HSETNX', KEYS[1], id, stamp .. priority .. ' ' .. ARGV[i + 3]) == 1 then
+  local message = stamp .. priority .. ' ' .. ARGV[i + 3]
+  if not finished and redis.call('HSETNX', KEYS[1], id, message) == 1 then
     accepted = accepted + 1
     local due = 0
     if at ~= '' then
@@ -23,6 +42,8 @@ for i = 2, #ARGV, 4 do
       redis.call('ZADD', KEYS[4], due, id)
       -- An idle master has to hear of it only if it is due before all that it knows of.
       woken = woken or not first[2] or due < tonumber(first[2])
+    elseif handed_over(id, message) then
+      woken = false
     elseif priority == '0' then
       ready[#ready + 1] = id
       if #ready == 1000 then

@@ -1,5 +1,6 @@
 -- Move what a worker holds back to the front of its queue, in the order in which it was claimed.
 -- KEYS  1 leases  2 active of that worker  3 messages  4 pending  5 ranked  6 wake  7 takeovers  8 state  9 dead
+--       10 idle
 -- ARGV  1 that worker
 --       2 "left": it leaves by itself, take its lease away | "gone": it has died | "expired": the same, if its lease has
 --         ended | "unmoved": the same, if it still ends when 5 says (this clock has gone back since) | "keep": it lives,
@@ -18,6 +19,7 @@ end
 -- A server that is out of memory refuses what needs more, unless the script has written before: what has ended must be
 -- able to end, so that memory gets free.
 redis.call('ZREM', KEYS[1], '')
+redis.call('ZREM', KEYS[10], ARGV[1])
 local kept = {}
 if ARGV[2] == 'keep' then
   for i = 5, #ARGV do kept[ARGV[i]] = true end
