@@ -272,13 +272,18 @@ class ChildEnd:
         while True:  # pass over the frames whose tokens the master has taken back
             if not self._fill(head):
                 return None
-            number, size, *rest, id = FRAME.unpack_from(self._buffer, self._at)
+            number, size, task, queue, flags, attempt, retried, retries, timeout_s, soft_s, enqueued_ms, id = (
+                FRAME.unpack_from(self._buffer, self._at)
+            )
             if not self._fill(head + size):
                 return None
             start = self._at + head
             self._at = start + size
             if number == wanted:
-                return Given(number, *rest, id.rstrip(b"\0").decode("utf-8", "replace"), self._buffer[start : self._at])
+                return Given(
+                    number, task, queue, flags, attempt, retried, retries, timeout_s, soft_s, enqueued_ms,
+                    id.rstrip(b"\0").decode("utf-8", "replace"), self._buffer[start : self._at],
+                )  # fmt: skip
 
     def _fill(self, size: int) -> bool:
         missing = size - (len(self._buffer) - self._at)
