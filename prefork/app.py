@@ -15,7 +15,7 @@ from prefork.broker.durability import parse as parse_durability
 from prefork.context import Context
 from prefork.errors import AppError, InvalidArguments, InvalidOption, ResultUnavailable
 from prefork.invocation import Invocation
-from prefork.message import derived_id, new_id
+from prefork.message import derived_id, new_ids
 from prefork.options import DAY_S, Duration, TaskOptions
 from prefork.result import TaskResult
 from prefork.retry import RetryDelay
@@ -216,7 +216,7 @@ class Prefork:
             self._enqueue_batch(follow_ups, [derived_id(parent_id, n) for n in range(len(follow_ups))])
 
     def _enqueue_batch(self, batch: list[Invocation[R]], ids: list[str] | None = None) -> list[TaskResult[R]]:
-        entries = [invocation.entry(id) for invocation, id in zip(batch, ids or map(_new_id, batch), strict=True)]
+        entries = [invocation.entry(id) for invocation, id in zip(batch, ids or new_ids(len(batch)), strict=True)]
         by_queue: dict[str, list[Any]] = {}
         for entry in entries:
             by_queue.setdefault(entry.queue, []).append(entry)
@@ -245,10 +245,6 @@ class Prefork:
 
 
 OPTIONS = tuple(inspect.signature(Prefork._register).parameters)[2:]
-
-
-def _new_id(_: object) -> str:
-    return new_id()
 
 
 def _invocations(given: Iterable[Invocation[R]]) -> Iterator[Invocation[R]]:

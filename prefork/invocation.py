@@ -27,7 +27,7 @@ class Sender(Home, Protocol):
         """Enqueue what a plain call has gathered in its context."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # a frozen one takes twice as long to make
 class Invocation(Generic[R_co]):
     """Made by `task.s(…)`, to be enqueued by `app.enqueue_many` or `context.enqueue`.
 

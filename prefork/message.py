@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import lru_cache
@@ -40,8 +41,18 @@ def new_id() -> str:
     Twelve bits more of the clock than the milliseconds make those of one process ascend. Source: RFC 9562, 5.7 and 6.2
     (method 3).
     """
-    now_ns = time.time_ns()
-    return _uuid7(now_ns // 1_000_000, now_ns % 1_000_000 * 4096 // 1_000_000, os.urandom(8))
+    return next(new_ids(1))
+
+
+def new_ids(n: int) -> Iterator[str]:
+    """The same, n times: the kernel is asked for all their random digits at once."""
+    random = os.urandom(8 * n).hex()
+    for at in range(0, 16 * n, 16):
+        unix_ms, rest_ns = divmod(time.time_ns(), 1_000_000)
+        yield f"{unix_ms:012x}7{rest_ns * 4096 // 1_000_000:03x}{VARIANT[random[at]]}{random[at + 1 : at + 16]}"
+
+
+VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
 
 
 def derived_id(parent_id: str, index: int) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeVar
 
 import orjson
@@ -17,6 +19,7 @@ from prefork.errors import BadMessage, Cancelled, ResultUnavailable, TaskFailed,
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 RECHECK_S = 1.0  # the word that a task has finished can get lost with its connection
 
 
@@ -63,7 +66,7 @@ class TaskResult(Generic[R_co]):
         self.id, self.queue_name, self.task_name = id, queue_name, task_name
         self.status = TaskStatus.READY
         self._app, self._enqueued_ms = app, enqueued_ms
-        self._known: dict[str, Any] = {}
+        self._known: Mapping[str, Any] = NOTHING
         self._value: Any = None
 
     def __repr__(self) -> str:
@@ -124,13 +127,12 @@ class TaskResult(Generic[R_co]):
         elif place == "dead":
             self.status = TaskStatus.FAILED
             self._take_state(raw, state)
-            self._known["finished_ms"] = score
+            self._known = {**self._known, "finished_ms": score}
         elif place:
             self.status = TaskStatus.RUNNING if place == "active" else TaskStatus.READY
             self._take_state(raw, state)
             if place == "active":
-                self._known["attempts"] = self.attempts + 1
-                self._known.setdefault("started_ms", score)
+                self._known = {"started_ms": score, **self._known, "attempts": self.attempts + 1}
         elif self._keeps_none():
             raise ResultUnavailable(f"{self.task_name} {self.id} has finished and keeps no result: its result_ttl is 0")
         else:

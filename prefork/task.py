@@ -23,6 +23,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Q = ParamSpec("Q")
 T = TypeVar("T")
+MOST_SHAPES = 256
 POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -57,6 +58,7 @@ class Task(Generic[P, R]):
         self._signature = _without_context(name, function, options.takes_context)
         self._positional = tuple(p.name for p in self._signature.parameters.values() if p.kind in POSITIONAL)
         self._arity = _plain_arity(self._signature)
+        self._fitting: set[tuple[object, ...]] = set()
         functools.update_wrapper(self, function, updated=())
 
     def __repr__(self) -> str:
@@ -143,12 +145,17 @@ class Task(Generic[P, R]):
         least, most = self._arity
         if not kwargs and least <= len(args) <= most:
             return
+        shape = (len(args), *kwargs)  # whether arguments fit is a matter of their number and names alone
+        if shape in self._fitting:
+            return
         try:
             self._signature.bind(*args, **kwargs)
             if self.options.takes_context:  # a keyword may bear the name of the context
                 inspect.signature(self.function).bind(None, *args, **kwargs)
         except TypeError as error:
             raise InvalidArguments(f"{self.name}{self._signature}: {error}") from None
+        if len(self._fitting) < MOST_SHAPES:
+            self._fitting.add(shape)
 
 
 class AsyncTask(Task[P, R]):

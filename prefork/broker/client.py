@@ -19,6 +19,7 @@ from redis.retry import Retry
 
 from prefork.broker import address, durability, facts, lookup, passing, trouble, verbs
 from prefork.broker.keys import Keys, queues_key, worker_key
+from prefork.broker.wire import Wire
 from prefork.errors import BrokerError, EnqueueUncertain
 
 Disturbed = redis.RedisError  # what `listen` raises when its connection breaks
@@ -40,6 +41,7 @@ class Client:
     ) -> None:
         self.url, self.prefix, self.limit_s, self.durability = url, prefix, limit_s, durability
         self._redis: redis.Redis | None = None
+        self._wire: Wire | None = None
         self._checked = False
         self._address: address.Address | None = None
         self._announced: set[str] = set()
@@ -57,7 +59,7 @@ class Client:
         with self._lock:
             if self._redis:
                 self._redis.connection_pool.disconnect()  # its own close leaves a pool that it was given alone
-            self._redis, self._checked = None, False
+            self._redis, self._wire, self._checked = None, None, False
             self._announced.clear()
 
     def connection(self) -> redis.Redis:
@@ -66,6 +68,7 @@ class Client:
         with self._lock:
             if self._redis is None:
                 self._redis, self._checked = self._open(), False
+                self._wire = Wire(self._redis.connection_pool)
             client = self._redis
         if not self._checked:  # not under the lock, so that each thread waits for its own limit only
             self._look_up()
@@ -153,7 +156,8 @@ class Client:
             GIVE_UP_S.reset(token)
 
     def _connect_anew(self) -> None:
-        if self._redis:
+        if self._redis and self._wire:
+            self._wire.close_idle()
             self._redis.connection_pool.disconnect(inuse_connections=False)
 
     async def in_thread(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -170,16 +174,15 @@ class Client:
 
     def call(self, call: verbs.Call, *, again: verbs.Call | None = None, uncertain: bool = False) -> Any:
         """Send one verb. Raises BrokerError within the limit; EnqueueUncertain if `uncertain` and the reply is lost."""
-        client = self.connection()
-
-        tries = count()
+        self.connection()
+        wire, tries = self._wire, count()
 
         def ask() -> Any:
             now = again if next(tries) and again else call
             try:
-                answer = self._sent(client, now.command(), lasting=uncertain)
+                answer = self._sent(wire, now.command(), lasting=uncertain)
             except redis.exceptions.NoScriptError:
-                answer = self._sent(client, now.command(in_full=True), lasting=uncertain)
+                answer = self._sent(wire, now.command(in_full=True), lasting=uncertain)
             if uncertain and not verbs.is_answer(call.verb, answer):
                 self._connect_anew()
                 raise redis.ConnectionError(f"Protocol error: no answer to {call.verb}")
@@ -187,13 +190,15 @@ class Client:
 
         return self._bounded(ask, uncertain=uncertain)
 
-    def _sent(self, client: redis.Redis, words: tuple[verbs.Argument, ...], *, lasting: bool) -> Any:
+    def _sent(self, wire: Wire | None, words: tuple[verbs.Argument, ...], *, lasting: bool) -> Any:
+        assert wire
         if not (lasting and self.durability):
-            return client.execute_command(*words)  # type: ignore[no-untyped-call]
-        pipeline = client.pipeline(transaction=False)  # WAIT is about what the same connection has written
-        pipeline.execute_command(*words)  # type: ignore[no-untyped-call]
-        pipeline.execute_command(*self.durability.words(round(self.limit_s * TRY * 800)))  # type: ignore[no-untyped-call]
-        reply, waited = pipeline.execute(raise_on_error=False)
+            (reply,) = wire.ask(words)
+            if isinstance(reply, Exception):
+                raise reply
+            return reply
+        # WAIT is about what the same connection has written.
+        reply, waited = wire.ask(words, self.durability.words(round(self.limit_s * TRY * 800)))
         for answer in (reply, waited):
             if isinstance(answer, Exception):
                 raise answer

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
+from itertools import chain
+from typing import NamedTuple
 
 from prefork.broker.keys import Keys
 
@@ -49,8 +51,7 @@ class Call:
         return (*head, len(self.keys), *self.keys, *self.arguments)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A message to be enqueued. `at`: "" for now, "+ms" from now, or "ms" since the epoch, by the server's clock."""
 
     queue: str
@@ -61,14 +62,14 @@ class Entry:
 
     def arguments(self) -> tuple[Argument, ...]:
         """As `enqueue` and `settle` take it."""
-        return self.id, self.priority, self.at, self.payload
+        return self[1:]
 
 
 def enqueue(k: Keys, entries: Iterable[Entry], *, again: bool = False) -> Call:
     """Accept messages, all for this queue. -> [server ms, how many were new]"""
     keys = (k.messages, k.pending, k.ranked, k.scheduled, k.wake, k.leases, k.idle, k.paused)
     head = (k.result_prefix if again else "", k.active_prefix, k.inbox_prefix)
-    return Call("enqueue", keys, (*head, *(word for entry in entries for word in entry.arguments())))
+    return Call("enqueue", keys, (*head, *chain.from_iterable(entry.arguments() for entry in entries)))
 
 
 def claim(k: Keys, worker: str, n: int, number: int = 0) -> Call:

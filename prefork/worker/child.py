@@ -129,7 +129,7 @@ class Child:
         self._end.answer(given.number, kind, payload, ended_s - begun_s, cpu_s, self._peak_kib)
 
     def _look(self, now_s: float) -> float:
-        """What takes system calls, after a task: of many that take microseconds, not after each. -> CPU seconds since"""
+        """What takes system calls: not after each of many short tasks. -> seconds of CPU since the last time"""
         self._look_s = now_s + LOOK_EVERY_S
         signal.setitimer(signal.ITIMER_REAL, 0)  # one that a task has set would end a later one
         usage = resource.getrusage(resource.RUSAGE_SELF)
