@@ -8,6 +8,7 @@ from typing import Any
 from prefork.broker import verbs
 from prefork.broker.client import Client
 from prefork.broker.facts import iso, name
+from prefork.broker.keys import CLAIMED_PER_MS
 from prefork.broker.survey import census, of_message
 from prefork.message import State
 
@@ -81,6 +82,6 @@ def _active(client: Client, queue: str, offset: int, limit: int) -> Found:
     found: Found = []
     for worker in census(client, queue).leases:
         key = client.keys(queue).active(worker)
-        for id, ms in client.read("zrange", key, 0, offset + limit - 1, withscores=True):
-            found.append((id, {"worker": worker, "claimed_at": iso(ms)}))
+        for id, claimed in client.read("zrange", key, 0, offset + limit - 1, withscores=True):
+            found.append((id, {"worker": worker, "claimed_at": iso(claimed / CLAIMED_PER_MS)}))
     return found[offset : offset + limit]

@@ -101,7 +101,7 @@ def restore(
 
 
 def beat(k: Keys, worker: str, lease_ms: int, *, first: bool) -> Call:
-    """Take or renew a lease. -> [server ms, next due ms or -1, waiting, worker, lease's end ms, worker, end …]"""
+    """Take or renew a lease. -> [server ms, next due ms or -1, 0 if nothing waits, worker, its lease's end ms, …]"""
     return Call("beat", (k.leases, k.pending, k.ranked, k.scheduled, k.paused), (worker, lease_ms, "01"[first]))
 
 

@@ -103,7 +103,7 @@ class Model:
         if not first:
             self._fence(worker)
         self.leases[worker] = now + lease_ms
-        waiting = 0 if self.paused else len(self.pending) + len(self.ranked)
+        waiting = 0 if self.paused else bool(self.pending) + bool(self.ranked)
         leases = sorted(self.leases.items(), key=lambda item: (item[1], item[0]))
         return [now, self.next_due(), waiting, *(part for name, end in leases for part in (name.encode(), end))]
 

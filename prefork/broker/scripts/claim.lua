@@ -40,12 +40,15 @@ local ids, messages = {}, {}
 local function keep(taken)
   if #taken == 0 then return false end
   local found = redis.call('HMGET', KEYS[3], unpack(taken))
-  for i, id in ipairs(taken) do
-    if found[i] == '0 cancelled' then
-      redis.call('HDEL', KEYS[3], id)
-    elseif found[i] then -- those that aren't there were cancelled
-      ids[#ids + 1] = id
-      messages[#messages + 1] = found[i]
+  local k = #ids
+  for i = 1, #taken do
+    local message = found[i]
+    if message == '0 cancelled' then
+      redis.call('HDEL', KEYS[3], taken[i])
+    elseif message then -- those that aren't there were cancelled
+      k = k + 1
+      ids[k] = taken[i]
+      messages[k] = message
     end
   end
   return #ids < n
@@ -73,10 +76,11 @@ local states = {}
 if #ids > 0 then
   local active = {}
   -- Keeps their order for `restore`, also that of claims within a millisecond: a claim takes longer than its steps.
-  local exact = time[1] * 1000 + time[2] / 1000
-  for i, id in ipairs(ids) do
-    active[#active + 1] = exact + (i - 1) / 2000
-    active[#active + 1] = id
+  -- Whole numbers, which the server reads and writes several times faster than fractions.
+  local exact = now * 2048 + math.floor(time[2] % 1000 * 2.048)
+  for i = 1, #ids do
+    active[2 * i - 1] = exact + i
+    active[2 * i] = ids[i]
   end
   redis.call('ZADD', KEYS[2], unpack(active))
   if redis.call('EXISTS', KEYS[4]) == 1 then states = redis.call('HMGET', KEYS[4], unpack(ids)) end

@@ -20,7 +20,7 @@ local function handed_over(id, message)
     local worker, ends = idle[1], redis.call('ZSCORE', KEYS[6], idle[1])
     if ends and tonumber(ends) > now
       and redis.call('PUBLISH', ARGV[3] .. worker, idle[2] .. ' ' .. #id .. ' ' .. id .. message) > 0 then
-      redis.call('ZADD', ARGV[2] .. worker, time[1] * 1000 + time[2] / 1000, id)
+      redis.call('ZADD', ARGV[2] .. worker, now * 2048 + math.floor(time[2] % 1000 * 2.048), id)
       return true
     end
   end

@@ -17,7 +17,7 @@ elseif died then
 else
   for _, name in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
     local claimed = redis.call('ZSCORE', ARGV[2] .. name, id)
-    if claimed then place, worker, score = 'active', name, claimed end
+    if claimed then place, worker, score = 'active', name, string.format('%.3f', claimed / 2048) end
   end
 end
 return {place, message, state, result, worker, score}
