@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 CLAIMED_PER_MS = 2048
 
 
@@ -24,7 +23,7 @@ class Keys:
         self.wake = base + "wake"  # zset of one member: what idle masters block on
         self.idle = base + "idle"  # zset: worker that waits for work -> the number of its claim that found too little
         self.paused = base + "paused"  # set while nothing may be claimed
-        self.active_prefix = base + "active:"  # zset per worker: id -> when it was claimed, in 1/2048 ms (CLAIMED_PER_MS)
+        self.active_prefix = base + "active:"  # zset per worker: id -> when claimed, in 1/2048 ms
         self.requests_prefix = base + "requests:"  # zset per worker: what operators ask it for
         self.inbox_prefix = base + "to:"  # channel per worker: messages that are handed to it as they are enqueued
         self.result_prefix = base + "r:"  # string per finished task that keeps a result
