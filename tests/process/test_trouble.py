@@ -302,6 +302,7 @@ class Busy(Fault):
 
     def end(self, scene: Scene) -> None:
         until(lambda: scene.client.execute_command("SCRIPT", "KILL"))
+        until(scene.server.answers)  # the script ends some time after the OK
 
 
 class Password(Fault):
