@@ -154,8 +154,8 @@ def test_doctor_takes_small_steps_where_there_are_many_workers(project: Project,
     store = project.server.client
     for n in range(300):
         store.zadd(key("leases"), {f"h:m:{n}:2:3": 9e12})
-        store.zadd(key(f"active:h:m:{n}:2:3"), {f"id{n}-{i}": i for i in range(20)})
-        store.hset(key("m"), mapping={f"id{n}-{i}": "x" for i in range(20)})
+        store.zadd(key(f"active:h:m:{n}:2:3"), {f"id{n}-{i}": i for i in range(5)})
+        store.hset(key("m"), mapping={f"id{n}-{i}": "x" for i in range(5)})
     project.tasks.add.enqueue(1)
     store.config_resetstat()
     assert not said(client, "in two places")
