@@ -48,6 +48,18 @@ def until(condition: Callable[[], T], seconds: float = PATIENCE_S, what: str = "
     return value
 
 
+@pytest.fixture(scope="session", autouse=True)
+def temporary() -> Iterator[None]:
+    """What workers that are killed leave behind, their status sockets, goes with the tests."""
+    tempfile.gettempdir()  # remembered: pytest's own folders stay where people look for them
+    folder = tempfile.mkdtemp(prefix="pf", dir="/tmp")
+    os.chmod(folder, 0o1777)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", folder)
+        yield
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def server_binary(request: pytest.FixtureRequest) -> str:
     if given := request.config.getoption("--server"):
