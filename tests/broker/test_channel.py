@@ -11,7 +11,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from prefork.broker.channel import Channel, Lost
 from prefork.broker.keys import Keys
 from prefork.worker.loop import Loop, Timer
 from tests.broker.wires import Listener, Proxy, Redislike, Says, free_port
-from tests.conftest import PATIENCE_S, Server, until
+from tests.conftest import PATIENCE_S, SLACK_S, Server, until
 
 CERTIFICATE = Path(__file__).parent / "localhost.pem"
 KEYS = Keys("t", "q")
@@ -262,26 +261,30 @@ def test_a_host_with_several_addresses_is_tried_at_each(
         assert it.channel.ready, it.downs
 
 
-def test_the_loop_goes_on_while_a_name_is_looked_up(rig: Rigs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loop_goes_on_while_a_name_is_looked_up(rig: Rigs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A name server that does not answer holds the caller for many seconds; children are to be reaped meanwhile."""
     port = free_port()
 
     def slow(host: str, port: int, *rest: Any, **more: Any) -> Any:
-        time.sleep(0.4)
+        end_s = time.monotonic() + PATIENCE_S / 2
+        while not (tmp_path / "over").exists() and time.monotonic() < end_s:
+            time.sleep(0.01)
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
     it = rig(f"redis://some.host:{port}/0")
-    begun, ticks = time.monotonic(), [time.monotonic()]
+    ticks: list[int] = []
 
     def tick() -> None:
-        ticks.append(time.monotonic())
+        ticks.append(1)
         it.loop.call_later(0.01, tick)
 
     it.loop.call_later(0.01, tick)
     it.loop.call_later(0.02, it.channel.connect)
-    it.turn_until(lambda: time.monotonic() - begun > 0.7)  # also if the lookup goes on
-    assert max(b - a for a, b in pairwise(ticks)) < 0.3
+    it.turn_until(lambda: len(ticks) > 30)
+    assert it.downs == []
+    (tmp_path / "over").touch()
+    it.turn_until(lambda: it.downs)
 
 
 def test_a_user_who_may_not_name_a_connection_can_work(rig: Rigs) -> None:
@@ -355,10 +358,10 @@ def test_scripts_that_a_server_has_forgotten_are_sent_in_full(rig: Rigs, server:
 def test_big_payloads_both_ways_past_a_slow_reader(rig: Rigs, server: Server) -> None:
     with Proxy(server.path, chunk=1 << 17, pause_s=0.001) as proxy:
         it = rig(proxy.url).connect()
-        ticks = [time.monotonic()]
+        ticks: list[int] = []
 
         def tick() -> None:
-            ticks.append(time.monotonic())
+            ticks.append(1)
             it.loop.call_later(0.005, tick)
 
         tick()
@@ -367,7 +370,7 @@ def test_big_payloads_both_ways_past_a_slow_reader(rig: Rigs, server: Server) ->
         it.turn_until(lambda: replies[-1])
         assert [reply[0] for reply in replies] == [b"OK", payload, 8 << 20, b"PONG"]
         # Writing and reading are never waited for; a turn only takes the time to copy and parse.
-        assert len(ticks) > 20
+        assert len(ticks) > 5
         assert it.downs == []
 
 
@@ -447,7 +450,7 @@ def test_a_server_that_is_killed_and_comes_back(rig: Rigs, own_server: Server) -
     own_server.start()
     begun = time.monotonic()
     it.turn_until(lambda: it.ups == 2)
-    assert time.monotonic() - begun < 3, "pauses take a second at most"
+    assert time.monotonic() - begun < 1 + SLACK_S, "pauses take a second at most"
     assert it.ask("PING") == b"PONG"
     assert [type(reply[0]) for reply in waiting] == [Lost, Lost]
     assert all(len(reply) == 1 for reply in waiting), "told once"
@@ -473,7 +476,7 @@ def test_a_server_that_hangs(rig: Rigs, own_server: Server) -> None:
     it.turn_until(lambda: replies)
     assert isinstance(replies[0], Lost)
     assert "does not answer in time" in it.downs[0]
-    assert 0.3 <= time.monotonic() - begun < 3, "the limit is that of the command, not of an older one"
+    assert 0.3 <= time.monotonic() - begun < SLACK_S, "the limit is that of the command, not of an older one"
     own_server.process.send_signal(signal.SIGCONT)  # type: ignore[union-attr]
     it.turn_until(lambda: it.ups == 2)
     assert it.ask("PING") == b"PONG"
@@ -630,9 +633,9 @@ def test_a_broken_connection_is_reported_once(rig: Rigs, server: Server) -> None
         )
 
 
-def test_no_descriptor_is_lost_in_fifty_reconnects(rig: Rigs, server: Server) -> None:
+def test_no_descriptor_is_lost_in_many_reconnects(rig: Rigs, server: Server) -> None:
     with Proxy(server.path) as proxy:
-        it = rig(proxy.url).connect()
+        it = rig(proxy.url, QuickLoop()).connect()
         quiet = partial(len, proxy.open)
         it.turn_until(lambda: quiet() == 1)
         before = None

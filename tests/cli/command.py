@@ -7,11 +7,15 @@ import subprocess
 import sys
 from typing import Any
 
+from tests.conftest import PATIENCE_S
+
 
 def prefork(*words: str, code: int = 0) -> str:
     """What it prints; what it complains of too, when another code than 0 is expected."""
     command = [sys.executable, "-m", "prefork.cli.operator", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE_S, stdin=subprocess.DEVNULL, check=False
+    )
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout if code == 0 else done.stdout + done.stderr

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from prefork.broker import listing
 from prefork.cli.exits import EXIT_BROKER, EXIT_CONFIG, EXIT_USAGE
 from tests.cli.command import as_json, prefork
 from tests.conftest import Project, Server, until
@@ -232,10 +233,12 @@ def test_list_shows_each_place_in_its_order_page_by_page(project: Project) -> No
     url = project.server.url
     ids = [row["id"] for row in as_json("list", "default", "--broker", url)]
     assert ids == [high.id, first.id, second.id, low.id]
+    page = as_json("list", "default", "--broker", url, "--offset", "1", "--limit", "2")
+    assert [row["id"] for row in page] == ids[1:3]
     for offset in range(5):
         for limit in range(1, 5):
-            page = as_json("list", "default", "--broker", url, "--offset", str(offset), "--limit", str(limit))
-            assert [row["id"] for row in page] == ids[offset : offset + limit]
+            rows = listing.page(project.tasks.app.client, "default", "pending", offset, limit)
+            assert [row["id"] for row in rows] == ids[offset : offset + limit]
     rows = as_json("list", "default", "--state", "scheduled", "--broker", url)
     assert [row["id"] for row in rows] == [soon.id, later.id]
     assert {"id", "queue", "place", "due_at", "task", "args", "kwargs", "priority", "enqueued_at", "options"} == set(

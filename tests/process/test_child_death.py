@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from tests.conftest import Project, until
+from tests.conftest import SLACK_S, Project, until
 from tests.process.scene import STEPS, Clock, counts, gone, lives, place, wait_dead, warm_up
 
 WAYS_TO_DIE = {
@@ -51,7 +51,7 @@ def test_a_child_killed_from_outside_is_replaced_at_once_and_its_message_runs_ag
     clock = Clock()
     os.kill(pid, signal.SIGKILL)
     until(lambda: len(project.lines("started")) == 2)
-    assert clock.s < 3
+    assert clock.s < SLACK_S
     assert result.wait(timeout=20) == 1
     assert result.attempts == 2
     assert result.errors[0].exception_class_path == "prefork.ChildDied"
@@ -102,7 +102,7 @@ def test_children_of_one_group_killed_all_at_once_cost_no_message(project: Proje
     until(lambda: len(project.lines("started")) >= 8)
     for pid in worker.children():
         os.kill(pid, signal.SIGKILL)
-    assert sorted(result.wait(timeout=30) for result in results) == list(range(16))
+    assert sorted(result.wait(timeout=60) for result in results) == list(range(16))
     assert worker.stop() == 0
 
 
@@ -112,11 +112,10 @@ def test_many_poison_messages_do_not_keep_others_waiting(project: Project) -> No
     step = project.tasks.step
     poison = project.tasks.app.enqueue_many(step.s(n, "os._exit(1)") for n in range(6))
     good = project.tasks.app.enqueue_many(step.s(n) for n in range(100, 130))
-    clock = Clock()
     for result in good:
-        assert result.wait(timeout=max(0.1, 10 - clock.s)) is not None
+        assert result.wait(timeout=20) is not None
     for result in poison:
-        wait_dead(project, result, max(0.1, 12 - clock.s))
+        wait_dead(project, result)
     assert all(result.attempts == 3 for result in poison)
     assert worker.stop() == 0
 
@@ -151,7 +150,7 @@ def test_a_hook_that_always_fails_backs_off_is_logged_and_does_not_keep_the_work
     assert "no database today" in worker.log
     clock = Clock()
     assert worker.stop() == 0
-    assert clock.s < 2
+    assert clock.s < SLACK_S
 
 
 def test_a_hook_that_kills_its_child_backs_off_too(project: Project) -> None:
@@ -180,8 +179,8 @@ def test_all_children_are_there_again_once_a_failing_hook_succeeds(project: Proj
     worker = project.worker("concurrency = 4")
     results = [project.tasks.nap.enqueue(n, 0.5) for n in range(4)]
     for result in results:
-        result.wait(timeout=30)
-    until(lambda: len(worker.children()) == 4, 10, "all children are there")
+        result.wait(timeout=60)
+    until(lambda: len(worker.children()) == 4, what="all children are there")
     assert worker.stop() == 0
 
 
@@ -191,7 +190,7 @@ def test_a_stopped_child_is_killed_at_its_deadline(project: Project) -> None:
     until(lambda: project.lines("started"))
     pid = int(project.lines("started")[0].split()[1])
     os.kill(pid, signal.SIGSTOP)
-    wait_dead(project, result, 5)
+    wait_dead(project, result)
     until(lambda: gone(pid))
     assert result.errors[-1].exception_class == "TaskTimeout"
     assert worker.stop() == 0

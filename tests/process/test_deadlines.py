@@ -19,13 +19,13 @@ def test_a_task_is_killed_at_its_deadline_whatever_it_does(project: Project, wha
     result = project.tasks.step.using(timeout=0.7, max_retries=0).enqueue(1, what)
     until(lambda: project.lines("how"))
     clock = Clock()
-    wait_dead(project, result, 5)
+    wait_dead(project, result)
     assert clock.s > 0.3  # counted from the hand-off, which may be some time before the task's first line
     assert result.attempts == 1
     assert result.errors[-1].exception_class_path == "prefork.TaskTimeout"
     assert "0.7 s" in result.errors[-1].message
     pid = int(project.lines("how")[0].split()[1])
-    until(lambda: gone(pid), 2)
+    until(lambda: gone(pid))
     until(lambda: len(worker.children()) == 2)
     assert worker.stop() == 0
 
@@ -41,7 +41,7 @@ def test_what_a_timed_out_task_has_started_is_killed_with_it(project: Project) -
     worker = project.worker()
     result = project.tasks.spawn.enqueue()
     wait_dead(project, result)
-    until(lambda: gone(int(project.lines("pids")[0])), 2)
+    until(lambda: gone(int(project.lines("pids")[0])))
     assert worker.stop() == 0
 
 
@@ -111,7 +111,7 @@ def test_a_task_within_its_deadline_is_left_alone_also_after_many(project: Proje
 def test_the_deadline_of_the_configuration_holds_for_tasks_without_one(project: Project) -> None:
     worker = project.worker("timeout = 0.5")
     result = project.tasks.nap.using(max_retries=0).enqueue(1, 60)
-    wait_dead(project, result, 5)
+    wait_dead(project, result)
     own = project.tasks.nap.using(timeout=5).enqueue(2, 1)
     assert own.wait(timeout=20) == 2
     assert worker.stop() == 0
@@ -203,7 +203,7 @@ def test_a_soft_timeout_is_an_exception_in_the_task(project: Project, task: str,
     project.add(SOFT)
     worker = project.worker()
     result = getattr(project.tasks, task).enqueue(how)
-    wait_dead(project, result, 5)
+    wait_dead(project, result)
     assert result.errors[-1].exception_class_path == "prefork.SoftTimeout"
     assert "0.3 s" in result.errors[-1].message
     assert project.lines("cleaned up")
@@ -216,7 +216,7 @@ def test_after_the_soft_timeout_comes_the_hard_one(project: Project, task: str, 
     project.add(SOFT)
     worker = project.worker()
     result = getattr(project.tasks, task).enqueue(how)
-    wait_dead(project, result, 5)
+    wait_dead(project, result)
     assert result.errors[-1].exception_class_path == "prefork.TaskTimeout"
     assert not project.lines("cleaned up")
     assert worker.stop() == 0

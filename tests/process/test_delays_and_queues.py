@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.conftest import Project, until
+from tests.conftest import SLACK_S, Project, until
 from tests.process.scene import Clock, place
 
 TASKS = """
@@ -27,7 +26,7 @@ def mark(n):
 @pytest.mark.parametrize("how", ["seconds", "timedelta", "moment"])
 def test_a_delayed_task_starts_at_its_time_on_an_idle_worker(project: Project, how: str) -> None:
     project.add(TASKS)
-    worker = project.worker()
+    worker = project.worker("lease = 60")  # it looks every 20 s by itself
     project.tasks.stamp.enqueue().wait(timeout=20)
     late = []
     for n in range(5):
@@ -37,45 +36,42 @@ def test_a_delayed_task_starts_at_its_time_on_an_idle_worker(project: Project, h
         begun = time.time()
         result = project.tasks.stamp.using(run_after=run_after).enqueue()
         late.append(result.wait(timeout=20) - begun - delay_s)
-    print("late by", [f"{s * 1000:.1f} ms" for s in late])
-    assert min(late) > -0.005
-    assert statistics.median(late) < 0.05 + 0.2  # 50 ms, and something for a busy machine
-    assert max(late) < 1
+    assert all(-0.005 < s < SLACK_S for s in late)
     assert worker.stop() == 0
 
 
 def test_delays_out_of_order_start_in_the_order_of_their_times(project: Project) -> None:
     project.add(TASKS)
-    worker = project.worker("concurrency = 1")
+    worker = project.worker("concurrency = 1\nlease = 60")
     until(lambda: [c for c in project.server.client.client_list() if c["cmd"] == "bzpopmin"])
-    begun = time.time()
-    delays = [0.9, 0.3, 0.6, 0.1, 1.2, 0.45]
-    results = [project.tasks.stamp.using(run_after=delay).enqueue(delay) for delay in delays]
-    late = [result.wait(timeout=20) - begun - delay for result, delay in zip(results, delays, strict=True)]
+    begun = datetime.now(UTC)
+    delays = [1.3, 0.7, 1.0, 0.5, 1.6, 0.85]
+    results = [project.tasks.stamp.using(run_after=begun + timedelta(seconds=s)).enqueue(s) for s in delays]
+    late = [result.wait(timeout=20) - begun.timestamp() - s for result, s in zip(results, delays, strict=True)]
     assert [float(line) for line in project.lines("stamp")] == sorted(delays)
-    assert all(-0.01 < s < 1 for s in late)
-    assert statistics.median(late) < 0.25
+    assert all(-0.01 < s < SLACK_S for s in late)
     assert worker.stop() == 0
 
 
 def test_a_delay_that_is_over_already_runs_at_once(project: Project) -> None:
     project.add(TASKS)
-    worker = project.worker()
+    worker = project.worker("lease = 60")
     clock = Clock()
     project.tasks.stamp.using(run_after=datetime.now(UTC) - timedelta(days=3)).enqueue().wait(timeout=20)
     project.tasks.stamp.using(run_after=0.0).enqueue().wait(timeout=20)
-    assert clock.s < 2
+    assert clock.s < 2 * SLACK_S
     assert worker.stop() == 0
 
 
 def test_delayed_tasks_start_when_due_on_a_busy_worker_too(project: Project) -> None:
     project.add(TASKS)
     worker = project.worker("concurrency = 2")
-    long = project.tasks.nap.enqueue(1, 2.0)
+    long = project.tasks.hold.enqueue(1)
     until(lambda: project.lines("started"))
     begun = time.time()
-    assert project.tasks.stamp.using(run_after=0.3).enqueue().wait(timeout=20) - begun < 1.3
+    assert project.tasks.stamp.using(run_after=0.3).enqueue().wait(timeout=20) - begun < 0.3 + SLACK_S
     assert place(project, long) == "active"
+    project.let_go()
     assert worker.stop() == 0
 
 
@@ -142,10 +138,11 @@ def test_first_in_first_out_holds_when_tasks_turn_out_to_be_slow(project: Projec
 def test_the_first_of_strict_queues_goes_first(project: Project) -> None:
     project.add(TASKS)
     worker = project.worker("queues = mail, default\nconcurrency = 1")
-    blocker = project.tasks.nap.using(queue_name="mail").enqueue(0, 0.5)
+    blocker = project.tasks.hold.using(queue_name="mail").enqueue(0)
     until(lambda: project.lines("started"))
     for n in range(20):
         project.tasks.mark.using(queue_name=("default", "mail")[n % 2]).enqueue(("default", "mail")[n % 2])
+    project.let_go()
     blocker.wait(timeout=20)
     until(lambda: len(project.lines("mark")) == 20)
     assert project.lines("mark") == ["mail"] * 10 + ["default"] * 10
@@ -155,11 +152,12 @@ def test_the_first_of_strict_queues_goes_first(project: Project) -> None:
 def test_weighted_queues_share_by_their_weights_and_none_starves(project: Project) -> None:
     project.add(TASKS)
     worker = project.worker("queues = a:3, b:1\nconcurrency = 1")
-    blocker = project.tasks.nap.using(queue_name="b").enqueue(0, 1.0)
+    blocker = project.tasks.hold.using(queue_name="b").enqueue(0)
     until(lambda: project.lines("started"))
     for name in "ab":
         mark = project.tasks.mark.using(queue_name=name)
         project.tasks.app.enqueue_many(mark.s(name) for _ in range(400))
+    project.let_go()
     blocker.wait(timeout=20)
     until(lambda: len(project.lines("mark")) == 800)
     share = project.lines("mark")[:400].count("a") / 400
@@ -170,14 +168,13 @@ def test_weighted_queues_share_by_their_weights_and_none_starves(project: Projec
 @pytest.mark.parametrize("queues", ["a, b", "a:5, b:1"])
 def test_a_worker_blocked_on_two_queues_wakes_for_either(project: Project, queues: str) -> None:
     project.add(TASKS)
-    worker = project.worker(f"queues = {queues}")
+    worker = project.worker(f"queues = {queues}\nlease = 60")
     slowest = 0.0
     for n in range(150):
         clock = Clock()
         project.tasks.stamp.using(queue_name="ab"[n * 7 % 3 % 2]).enqueue().wait(timeout=20)
         slowest = max(slowest, clock.s)
-    print(f"slowest {slowest * 1000:.0f} ms")
-    assert slowest < 3
+    assert slowest < SLACK_S
     assert worker.stop() == 0
 
 
@@ -188,9 +185,7 @@ def test_an_idle_worker_asks_the_broker_hardly_anything(project: Project) -> Non
     client = project.server.client
     until(lambda: [c for c in client.client_list() if c["cmd"] == "bzpopmin"])
     before = client.info("stats")["total_commands_processed"]
-    cpu = time.process_time()
     begun = time.monotonic()
     until(lambda: time.monotonic() > begun + 2)
-    assert time.process_time() >= cpu
     assert client.info("stats")["total_commands_processed"] - before <= 10
     assert worker.stop() == 0

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.conftest import Project, until
+from tests.conftest import SLACK_S, Project, until
 from tests.process.scene import STEPS, Clock, counts, gone, wait_dead, warm_up
 
 HOSTILE = {
@@ -161,18 +161,17 @@ def test_a_hostile_task_ends_well_and_so_does_what_follows_it(project: Project, 
             except SoftTimeout: return "soft"
     """)
     worker = project.worker("concurrency = 1\nshutdown_timeout = 1")
-    clock = Clock()
     result = project.tasks.step.using(max_retries=0).enqueue(1, what)
     follow = [project.tasks.nap.enqueue(2, 0.5), project.tasks.asynchronous.enqueue(), project.tasks.soft.enqueue(),
               *(project.tasks.step.enqueue(n) for n in range(3, 20))]  # fmt: skip
-    assert result.wait(timeout=10) == 1
-    assert [other.wait(timeout=max(0.1, 12 - clock.s)) for other in follow] == [2, 7, "soft", *range(3, 20)]
+    assert result.wait(timeout=20) == 1
+    assert [other.wait(timeout=20) for other in follow] == [2, 7, "soft", *range(3, 20)]
     assert all(other.attempts == 1 for other in [result, *follow])
     assert counts(project, "steps") == {str(n): 1 for n in [1, *range(3, 20)]}
     family = worker.children()
     clock = Clock()
     assert worker.stop() == 0
-    assert clock.s < 3
+    assert clock.s < 1 + SLACK_S
     assert gone(*family)
 
 
@@ -218,7 +217,7 @@ def test_what_a_task_left_running_ends_with_its_child(project: Project) -> None:
     """)
     worker = project.worker("max_tasks_per_child = 1")
     project.tasks.spawn.enqueue().wait(timeout=20)
-    until(lambda: gone(int(project.lines("pids")[0])), 3)
+    until(lambda: gone(int(project.lines("pids")[0])))
     assert worker.stop() == 0
 
 
@@ -249,7 +248,7 @@ def test_an_async_task_that_stops_or_closes_its_loop_spoils_no_other(project: Pr
     worker = project.worker("concurrency = 1\nshutdown_timeout = 1")
     for task, args in (("spoil", ["stop"]), ("spoil", ["close"]), ("leave_some", [])):
         result = getattr(project.tasks, task).enqueue(*args)
-        assert project.tasks.fine.enqueue().wait(timeout=10) == "fine"
+        assert project.tasks.fine.enqueue().wait(timeout=20) == "fine"
         until(lambda result=result: result.refresh() or result.is_finished)  # type: ignore[misc]
     assert worker.stop() == 0
 

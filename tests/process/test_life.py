@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import Project, until
+from tests.conftest import PATIENCE_S, Project, until
 from tests.process.scene import Clock, counts, gone, key, place, wait_dead
 
 PIDS = """
@@ -71,16 +71,16 @@ def test_burst_runs_all_that_is_there_and_ends(project: Project) -> None:
     worker = project.worker("", "--burst", wait=False)
     assert worker.wait() == 0
     assert len(project.lines("who")) == 500
-    assert [result.wait(timeout=1) for result in naps] == [0, 1, 2]
-    assert ranked.wait(timeout=1) == 3
-    wait_dead(project, failed, 1)
+    assert [result.wait(timeout=20) for result in naps] == [0, 1, 2]
+    assert ranked.wait(timeout=20) == 3
+    wait_dead(project, failed)
 
 
 def test_burst_on_an_empty_queue_ends_at_once(project: Project) -> None:
     clock = Clock()
     worker = project.worker("queues = a, b:c".replace("b:c", "b"), "--burst", wait=False)
     assert worker.wait() == 0
-    assert clock.s < 5
+    assert clock.s < PATIENCE_S / 3, "it waits for nothing, half a minute of it at a time"
 
 
 def test_burst_drains_several_queues_and_follow_ups_too(project: Project) -> None:

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.conftest import Project, until
+from tests.conftest import SLACK_S, Project, until
 from tests.process.scene import STEPS, Clock, active, counts, gone, lives
 
 BUSY = {
@@ -35,7 +35,7 @@ def test_children_do_not_outlive_a_killed_master(project: Project, what: str) ->
         until(lambda: len(project.lines("how")) == 2)
     children = until(lambda: len(worker.children()) == 2 and worker.children())
     assert worker.stop(signal.SIGKILL) == -signal.SIGKILL
-    until(lambda: gone(*children), 1, "the children have gone")
+    until(lambda: gone(*children), what="the children have gone")
 
 
 def test_a_child_that_is_starting_does_not_outlive_a_killed_master(project: Project) -> None:
@@ -48,7 +48,7 @@ def test_a_child_that_is_starting_does_not_outlive_a_killed_master(project: Proj
     worker = project.worker(wait=False)
     until(lambda: len(project.lines("boots")) == 2)
     worker.stop(signal.SIGKILL)
-    until(lambda: gone(*map(int, project.lines("boots"))), 1, "the children have gone")
+    until(lambda: gone(*map(int, project.lines("boots"))), what="the children have gone")
 
 
 def test_the_next_start_on_the_same_host_restores_at_once(project: Project) -> None:
@@ -60,7 +60,7 @@ def test_the_next_start_on_the_same_host_restores_at_once(project: Project) -> N
     clock = Clock()
     worker = project.worker("lease = 60")
     until(lambda: len(project.lines("started")) >= 4)
-    assert clock.s < 4
+    assert clock.s < 3 * SLACK_S, "its start, and not a third of the lease, 20 s"
     assert [result.wait(timeout=20) for result in results] == [0, 1, 2, 3]
     started = sorted(line.split()[0] for line in project.lines("started"))
     assert started == ["0", "0", "1", "1", "2", "3"]
@@ -82,9 +82,9 @@ def test_under_load_nothing_is_lost_and_only_what_was_running_runs_twice(project
         until(lambda seen=seen: len(project.lines("quick")) > seen)  # type: ignore[misc]
         children = worker.children()
         worker.stop(signal.SIGKILL)
-        until(lambda children=children: gone(*children), 1)  # type: ignore[misc]
+        until(lambda children=children: gone(*children))  # type: ignore[misc]
         worker = project.worker("lease = 60")
-    until(lambda: len(set(project.lines("quick"))) == 20_000, 30)
+    until(lambda: len(set(project.lines("quick"))) == 20_000)
     until(lambda: active(project) == 0)
     # What had ended in the last moments, its outcome not yet with the broker, runs again too: a bounded few.
     again = [n for n, times in counts(project, "quick").items() if times > 1]
@@ -104,9 +104,9 @@ def test_restored_messages_run_in_the_order_in_which_they_were_claimed(project: 
     until(lambda: len(project.lines("quick")) > 2000)
     before = worker.children()
     worker.stop(signal.SIGKILL)
-    until(lambda: gone(*before), 1)
+    until(lambda: gone(*before))
     project.worker("lease = 60\nconcurrency = 1")
-    until(lambda: len({line.split()[0] for line in project.lines("quick")}) == 20_000, 30)
+    until(lambda: len({line.split()[0] for line in project.lines("quick")}) == 20_000)
     lines = [line.split() for line in project.lines("quick")]
     after = [int(n) for n, pid in lines if int(pid) not in before]
     assert after == sorted(after)

@@ -6,7 +6,7 @@ import random
 import time
 
 from prefork.retry import default_retry_delay
-from tests.conftest import Project, until
+from tests.conftest import SLACK_S, Project, until
 from tests.process.scene import Clock, active, key, pending, place, state, wait_dead
 
 
@@ -16,7 +16,7 @@ def test_seed_a_shutdown_never_waits_on_an_empty_queue(project: Project) -> None
     until(lambda: [c for c in project.server.client.client_list() if c["cmd"] == "bzpopmin"], what="it is blocked")
     clock = Clock()
     assert worker.stop() == 0
-    assert clock.s < 1.5
+    assert clock.s < SLACK_S
 
 
 def test_seed_b_no_more_tasks_run_at_once_than_there_are_children(project: Project) -> None:
@@ -80,8 +80,8 @@ def test_seed_e_a_stop_waits_for_what_runs_then_ends_it_and_restores_the_unfinis
     behind = project.tasks.nap.enqueue(2, 0)
     clock = Clock()
     assert worker.stop() == 0
-    assert 1.3 < clock.s < 3
-    assert short.wait(timeout=1) == 0
+    assert 1.3 < clock.s < 1.5 + SLACK_S
+    assert short.wait(timeout=20) == 0
     assert pending(project) == [long.id, behind.id]
 
 
@@ -115,7 +115,7 @@ def test_seed_g_a_retry_is_delayed_by_sidekiqs_formula(project: Project) -> None
         due_ms = project.server.client.zscore(key("scheduled"), result.id)
         delay_s = due_ms / 1000 - time.time()
         least = retried**4 + 15
-        assert least - 3 < delay_s <= least + 29 * (retried + 1) + 1
+        assert least - SLACK_S < delay_s <= least + 29 * (retried + 1) + 1
         project.server.client.zadd(key("scheduled"), {result.id: 1})
         project.tasks.add.enqueue(1).wait(timeout=20)
     assert worker.stop() == 0

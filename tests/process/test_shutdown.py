@@ -8,11 +8,11 @@ import signal
 import psutil
 import pytest
 
-from tests.conftest import Project, until
+from tests.conftest import SLACK_S, Project, until
 from tests.process.scene import STEPS, Clock, active, counts, gone, lives, pending, place, state
 
 STOP_AT_1S = "shutdown_timeout = 1"
-LIMIT_S = 2.5  # shutdown_timeout + 1, and something for a busy machine
+LIMIT_S = 1 + 1 + SLACK_S
 
 STUBBORN = {
     "sleeping": "time.sleep(60)",
@@ -46,7 +46,7 @@ def test_an_idle_worker_stops_at_once(project: Project) -> None:
     children = until(lambda: len(worker.children()) == 2 and worker.children())
     clock = Clock()
     assert worker.stop() == 0
-    assert clock.s < 1.5
+    assert clock.s < SLACK_S
     assert gone(*children)
 
 
@@ -93,7 +93,7 @@ def test_short_tasks_end_and_those_not_started_go_back_in_order(project: Project
     until(lambda: len(project.lines("steps")) > 1500)
     clock = Clock()
     assert worker.stop() == 0
-    assert clock.s < 2
+    assert clock.s < SLACK_S
     left = pending(project)
     order = {result.id: n for n, result in enumerate(results)}
     assert [order[id] for id in left] == sorted(order[id] for id in left)
@@ -110,9 +110,9 @@ def test_what_runs_may_end_within_the_shutdown_timeout(project: Project) -> None
     until(lambda: len(project.lines("started")) == 2)
     clock = Clock()
     assert worker.stop() == 0
-    assert clock.s < 3
+    assert clock.s < 1 + SLACK_S
     assert sorted(project.lines("ended")) == ["0", "1"]
-    assert [result.wait(timeout=1) for result in results[:2]] == [0, 1]
+    assert [result.wait(timeout=20) for result in results[:2]] == [0, 1]
     assert pending(project) == [result.id for result in results[2:]]
 
 
@@ -123,7 +123,7 @@ def test_signals_to_the_whole_group_do_not_cut_a_drain_short(project: Project, n
     until(lambda: len(project.lines("started")) == 2)
     os.killpg(worker.pid, number)
     assert worker.wait() == 0
-    assert [result.wait(timeout=1) for result in results] == [0, 1]
+    assert [result.wait(timeout=20) for result in results] == [0, 1]
     assert all(result.attempts == 1 for result in results)
 
 
@@ -135,7 +135,7 @@ def test_a_second_TERM_changes_nothing(project: Project) -> None:
         worker.send(signal.SIGTERM)
         until(lambda: "stopping" in worker.log)
     assert worker.wait() == 0
-    assert result.wait(timeout=1) == 1
+    assert result.wait(timeout=20) == 1
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
@@ -148,7 +148,7 @@ def test_a_further_INT_stops_at_once(project: Project, first: int) -> None:
     assert worker.process.poll() is None
     clock = Clock()
     assert worker.stop(signal.SIGINT) == 0
-    assert clock.s < 2
+    assert clock.s < SLACK_S
     assert pending(project) == [result.id for result in results]
     assert all(state(project, result) == {} for result in results)
 
@@ -159,7 +159,7 @@ def test_QUIT_stops_at_once(project: Project) -> None:
     until(lambda: len(project.lines("started")) == 2)
     clock = Clock()
     assert worker.stop(signal.SIGQUIT) == 0
-    assert clock.s < 2
+    assert clock.s < SLACK_S
     assert pending(project) == [result.id for result in results]
     assert all(state(project, result) == {} for result in results)
 
@@ -170,7 +170,7 @@ def test_a_shutdown_timeout_of_zero_kills_at_once(project: Project) -> None:
     until(lambda: project.lines("started"))
     clock = Clock()
     assert worker.stop() == 0
-    assert clock.s < 2
+    assert clock.s < SLACK_S
     assert pending(project) == [result.id]
 
 
@@ -191,7 +191,7 @@ def test_nothing_that_tasks_have_started_outlives_the_worker(project: Project) -
     family = [process.pid for process in psutil.Process(worker.pid).children(recursive=True)]
     assert all(lives(pid) for pid in pids)
     assert worker.stop() == 0
-    until(lambda: gone(*pids, *family), 2)
+    until(lambda: gone(*pids, *family))
 
 
 def test_many_stuck_children_are_all_reaped(project: Project) -> None:

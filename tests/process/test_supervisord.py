@@ -20,7 +20,7 @@ import psutil
 import pytest
 from supervisor.xmlrpc import SupervisorTransport
 
-from tests.conftest import Project, until
+from tests.conftest import SLACK_S, Project, until
 from tests.process.scene import active, gone, pending, place
 
 CONF = pathlib.Path(__file__).parents[2] / "conf" / "supervisord.conf"
@@ -126,7 +126,7 @@ def test_a_killed_master_is_started_again_and_its_tasks_run_again_soon(project: 
     until(lambda: it.pid not in (0, old))
     begun_s = psutil.Process(it.pid).create_time()
     until(lambda: len(project.lines("started")) == 4, what="they run again")
-    assert time.time() - begun_s < 2 + 3, "two seconds, and some for a machine that is busy with other tests"
+    assert time.time() - begun_s < 2 + SLACK_S, "two seconds, and some for a machine that is busy with other tests"
     for n, nap in enumerate(naps):
         assert nap.wait(timeout=20) == n
     assert len(project.lines("started")) == 4
@@ -144,7 +144,7 @@ def stopped_amid_long_tasks(project: Project, it: Supervisord, stop: Callable[[]
     took_s = time.monotonic() - begun_s
     assert pending(project) == [result.id for result in results]
     assert active(project) == 0
-    assert took_s < 1 + 1 + 3, "shutdown_timeout, a second, and some for a machine that is busy with other tests"
+    assert took_s < 1 + 1 + SLACK_S, "shutdown_timeout, a second, and some for a machine that is busy with other tests"
     assert [place(project, result) for result in results] == ["pending"] * 4
 
 
@@ -160,7 +160,7 @@ def test_stopasgroup_does_not_cut_the_drain_short(project: Project, start: Start
     nap = project.tasks.nap.enqueue("nap", 1.5)
     until(lambda: project.lines("started"))
     assert it.ctl.stopProcess(PROGRAM)
-    assert nap.wait(timeout=5) == "nap"
+    assert nap.wait(timeout=20) == "nap"
     assert len(project.lines("started")) == 1
 
 
@@ -172,11 +172,11 @@ def test_killasgroup_leaves_nothing_running_and_loses_nothing(project: Project, 
     until(lambda: len(project.lines("started")) == 2)
     master, children = it.pid, it.children()
     assert it.ctl.stopProcess(PROGRAM)
-    until(lambda: gone(master, *children), 5)
+    until(lambda: gone(master, *children))
     assert [place(project, result) for result in results] == ["active"] * 2
     assert it.ctl.startProcess(PROGRAM)
     for n, result in enumerate(results):
-        assert result.wait(timeout=30) == n
+        assert result.wait(timeout=60) == n
     assert len(project.lines("started")) == 4
 
 
@@ -222,7 +222,7 @@ def test_HUP_with_good_broken_and_changed_code_and_another_concurrency(project: 
 
 def test_a_worker_that_cannot_start_says_why_and_is_tried_again(project: Project, start: Start) -> None:
     it = start("concurrency = 0", startretries="1")
-    until(lambda: it.state == "FATAL", 30)
+    until(lambda: it.state == "FATAL")
     lines = it.log.splitlines()
     assert len(set(lines)) == 1
     assert re.fullmatch(r"prefork-worker: .*myapp\.conf:3: concurrency: must be a whole number from 1 .*", lines[0])

@@ -19,12 +19,11 @@ import redis
 
 from prefork.broker import trouble, verbs
 from tests.broker.wires import free_port
-from tests.conftest import Project, Server, Worker, until
+from tests.conftest import SLACK_S, Project, Server, Worker, until
 from tests.process.proxy import Network
 from tests.process.scene import Clock, active, counts, key
 
 BACK_S = 1.5  # from the end of the trouble to the next task
-SLACK_S = 2.0  # on a machine that is busy with something else
 TROUBLE_S = 1.3
 LATE_S = 2.3  # where it takes a limit to notice
 CLAIM = verbs.script("claim").sha.encode()
@@ -302,6 +301,7 @@ class Busy(Fault):
 
     def end(self, scene: Scene) -> None:
         until(lambda: scene.client.execute_command("SCRIPT", "KILL"))
+        until(scene.server.answers)  # the script ends some time after the OK
 
 
 class Password(Fault):

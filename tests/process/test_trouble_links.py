@@ -13,7 +13,7 @@ import pytest
 
 from prefork import Prefork
 from prefork.worker.dispatch import MAX_DEPTH
-from tests.conftest import Project, Server, until
+from tests.conftest import SLACK_S, Project, Server, until
 from tests.process import test_trouble
 from tests.process.scene import Clock, active, counts, gone, key
 from tests.process.test_trouble import BEAT, CLAIM, SETTLE, SHORT_LIMITS, Scene, Stall
@@ -101,12 +101,12 @@ def test_the_loop_goes_on_while_the_server_stands_still(scene: Scene) -> None:
     clock, stall = Clock(), Stall()
     stall.begin(scene)
     os.kill(pids[2], signal.SIGKILL)
-    until(lambda: gone(pids[2]) and len(worker.children()) == 3, 1.0, "another child is there")
-    until(lambda: gone(pids[1]), 1.5 + 1.0 - clock.s, "it is killed at its deadline")
-    until(lambda: len(worker.children()) == 3, 1.0, "another child is there")
+    until(lambda: gone(pids[2]) and len(worker.children()) == 3, SLACK_S, "another child is there")
+    until(lambda: gone(pids[1]), 1.5 + SLACK_S - clock.s, "it is killed at its deadline")
+    until(lambda: len(worker.children()) == 3, SLACK_S, "another child is there")
     clock = Clock()
     assert worker.stop() == 0
-    assert clock.s < 1.0 + 1.7
+    assert clock.s < 1.0 + SLACK_S
     assert gone(*pids.values())
     stall.end(scene)
     assert {late.id, dying.id} <= {id.decode() for id in scene.client.hkeys(key("m"))}, "nothing is lost"
@@ -124,7 +124,7 @@ def test_a_server_that_lost_everything_is_worked_for_again(scene: Scene) -> None
     clock = Clock()
     results = [quick.enqueue(n) for n in range(10, 30)]
     assert [result.wait(timeout=20) for result in results] == list(range(10, 30))
-    assert clock.s < 1.0 + test_trouble.BACK_S + test_trouble.SLACK_S
+    assert clock.s < 1.0 + test_trouble.BACK_S + SLACK_S
     assert worker.log.count("lost the lease") == 1
     assert scene.client.zcard(key("leases")) == 1
     assert worker.stop() == 0
@@ -169,6 +169,6 @@ def test_a_worker_goes_to_where_the_address_leads_after_a_failover(scene: Scene,
     scene.client.execute_command("REPLICAOF", "127.0.0.1", "1")
     app = Prefork("producer", broker=other.url)
     app.task(name="quick")(lambda n: n).enqueue(1)
-    until(lambda: "1" in scene.project.lines("quick"), test_trouble.BACK_S + test_trouble.SLACK_S, worker.log)
+    until(lambda: "1" in scene.project.lines("quick"), test_trouble.BACK_S + SLACK_S, worker.log)
     app.client.close()
     assert worker.stop() == 0
