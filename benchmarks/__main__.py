@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from pathlib import Path
@@ -20,7 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks import sides, table
 from benchmarks.results import Results, Summary
-from benchmarks.rows import PEERS, ROWS, Row
+from benchmarks.rows import ROWS
+from benchmarks.rows.row import PEERS, Row
 from benchmarks.scene import FULL, QUICK, TINY, Scale, Scene, bundled_server
 from benchmarks.sides import LIMIT, PREFORK, BenchError, Side
 
@@ -59,6 +61,9 @@ def arguments() -> argparse.Namespace:
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds takes a number from 1 on")
     options.rows = [ROWS[name] for name in dict.fromkeys(known)]
+    options.scale = TINY if options.tiny else QUICK if options.quick or options.guard else FULL
+    if options.guard:
+        options.rows = [row for row in ROWS.values() if row.name.startswith(GUARD)]
     return options
 
 
@@ -84,9 +89,14 @@ def takes_part(row: Row, side: Side) -> bool:
     return kind in row.sides
 
 
-def measure(row: Row, rounds: int, mine: list[Side], scale: Scale, binary: str, progress: Progress) -> Results:
+def rounds_of(row: Row, options: argparse.Namespace) -> int:
+    """How often it is measured."""
+    return int(options.rounds or (GUARD_ROUNDS if options.guard else options.scale.pick(*row.rounds)))
+
+
+def measure(results: Results, rounds: int, mine: list[Side], scale: Scale, binary: str, progress: Progress) -> None:
     """All rounds of a row: in each, every side in turn."""
-    results = Results(row, {side.name: [] for side in mine})
+    row = results.row
     bar = progress.add_task(row.name, total=rounds * len(mine), side="")
     for number in range(rounds):
         for side in mine:
@@ -94,12 +104,12 @@ def measure(row: Row, rounds: int, mine: list[Side], scale: Scale, binary: str, 
             try:
                 with Scene(side, scale, binary) as scene:
                     results.rounds[side.name].append(row.measure(scene))
-            except BenchError as error:
+            except Exception as error:  # the other rows are worth having
                 results.rounds[side.name].append(None)
-                results.failures.append(f"round {number + 1}, {side.name}: {error}")
+                said = str(error) if isinstance(error, BenchError) else f"{type(error).__name__}: {error}"
+                results.failures.append(f"round {number + 1}, {side.name}: {said}")
             progress.advance(bar)
     progress.update(bar, side="")
-    return results
 
 
 def machine(binary: str) -> dict[str, Any]:
@@ -146,31 +156,30 @@ def main() -> int:
         for row in options.rows:
             console.print(f"{row.name:16} {row.figures[0].what}", highlight=False)
         return 0
-    scale = TINY if options.tiny else QUICK if options.quick or options.guard else FULL
-    rows: list[Row] = options.rows
-    if options.guard:
-        rows = [row for row in ROWS.values() if row.name.startswith(GUARD)]
     try:
         binary = options.server or bundled_server()
         all_sides = who(options, console)
     except BenchError as error:
         console.print(f"bench: {error}", highlight=False, soft_wrap=True)
         return 1
-    columns = TextColumn("{task.description:16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    about, everything = machine(binary), []
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that servers are ended
+    about, everything, interrupted = machine(binary), [], False
+    columns = TextColumn("{task.description:20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, TextColumn("{task.fields[side]}"), console=console) as progress:
-        for row in rows:
-            rounds = options.rounds or (GUARD_ROUNDS if options.guard else scale.pick(*row.rounds))
-            mine = [side for side in all_sides.values() if takes_part(row, side)]
-            everything.append(measure(row, rounds, mine, scale, binary, progress))
-    other = next((name for name in all_sides if "@" in name), "")
-    table.print_figures(console, everything, other)
+        try:
+            for row in options.rows:
+                mine = [side for side in all_sides.values() if takes_part(row, side)]
+                everything.append(Results(row, {side.name: [] for side in mine}))
+                measure(everything[-1], rounds_of(row, options), mine, options.scale, binary, progress)
+        except KeyboardInterrupt:
+            interrupted = True
+    table.print_figures(console, everything, next((name for name in all_sides if "@" in name), ""))
     table.print_sides(console, everything)
     if options.json:
-        rows_json = {results.row.name: results.rounds for results in everything}
-        options.json.write_text(
-            json.dumps({"machine": about, "scale": scale.level, "rows": rows_json}, indent=1) + "\n"
-        )
+        rounds = {results.row.name: results.rounds for results in everything}
+        options.json.write_text(json.dumps({"machine": about, "scale": options.scale.level, "rows": rounds}) + "\n")
+    if interrupted:
+        return 130
     if options.guard:
         return guard(console, everything)
     return 1 if any(results.failures for results in everything) else 0

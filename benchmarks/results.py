@@ -7,7 +7,7 @@ import operator
 import statistics
 from dataclasses import dataclass, field
 
-from benchmarks.rows import Figure, Row, Values
+from benchmarks.rows.row import Figure, Row, Values
 from benchmarks.sides import LIMIT, PREFORK
 
 COMPARE = {">=": operator.ge, "<=": operator.le, "<": operator.lt, ">": operator.gt, "==": operator.eq}

@@ -83,6 +83,15 @@ class Worker:
     def family(self) -> list[int]:
         return gauge.family(self.pid)
 
+    def settle(self) -> None:
+        """Wait until it has nothing more to do: a third of a second with hardly any CPU."""
+        for _ in range(60):
+            before = gauge.cpu_s(self.family())
+            time.sleep(0.3)
+            if gauge.cpu_s(self.family()) - before < 0.015:
+                return
+        raise BenchError("the worker does not come to rest")
+
     def look(self) -> None:
         """Raises BenchError when it has ended."""
         if (status := self.process.poll()) is not None:
@@ -108,7 +117,7 @@ class Scene:
         self.folder = Path(tempfile.mkdtemp(prefix="prefork-bench-", dir=memory))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+            self.port = port = free.getsockname()[1]
         self.url = f"redis://127.0.0.1:{port}/0"
         self.env = {**side.env(), "BENCH_URL": self.url, "BENCH_FOLDER": str(self.folder)}
         self._workers: list[Worker] = []
@@ -140,6 +149,11 @@ class Scene:
         self.server.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def connections(self) -> int:
+        """How many the server has, without ours."""
+        clients: Any = self.redis.info("clients")
+        return int(clients["connected_clients"]) - 1
+
     def _answers(self) -> bool:
         with contextlib.suppress(redis.RedisError):
             return bool(self.redis.ping())
@@ -164,6 +178,19 @@ class Scene:
         """The same, without waiting for it."""
         return Call(self, function, args, env)
 
+    def cli(self, *words: str, status: int = 0) -> float:
+        """Run the operator's command `prefork`. -> the seconds that took. Raises BenchError.
+
+        `status`: the greatest exit code that is none of our business, such as 1 of a `doctor` that has found something.
+        """
+        command = [str(self.side.python), "-m", "prefork.cli.operator", *words, "--broker", self.url]
+        begun = time.perf_counter()
+        done = subprocess.run(command, env=self.env, cwd=self.folder, stdin=subprocess.DEVNULL, capture_output=True)
+        took_s = time.perf_counter() - begun
+        if done.returncode > status:
+            raise BenchError(f"prefork {' '.join(words)}: {done.stderr.decode(errors='replace').strip()[-200:]}")
+        return took_s
+
     def worker(self, concurrency: int, **env: str) -> Worker:
         """Start a worker."""
         self._workers.append(Worker(self, concurrency, env))
@@ -174,6 +201,7 @@ class Scene:
         worker, before = self.worker(concurrency, **env), self.count()
         self.call("fill", 4 * concurrency)
         self.finished(worker, before + 4 * concurrency)
+        worker.settle()
         return worker
 
     def finished(self, worker: Worker, count: int, pause_s: float = 0.005) -> None:
@@ -212,8 +240,12 @@ class Scene:
         )
         return self.records()
 
-    def forget(self) -> None:
-        """Drop what tasks have recorded; their processes must have ended, or never have recorded anything."""
+    def clear(self) -> None:
+        """End all workers, empty the server, drop what tasks have recorded."""
+        for worker in self._workers:
+            worker.kill()
+        self._workers.clear()
+        self.redis.flushall()
         for path in self.folder.glob("record.*"):
             path.unlink()
 
@@ -228,6 +260,11 @@ class Call:
             stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         self._function = function
+
+    def kill(self) -> None:
+        """End it; what it would have said is lost."""
+        self._process.kill()
+        self._process.communicate()
 
     def result(self) -> Any:
         """Wait for it. -> what it returns. Raises BenchError."""

@@ -85,7 +85,7 @@ def size() -> int:
 
 def later(count: int, delay_s: float) -> None:
     """Schedule so many no-ops."""
-    task = peer.tasks["noop"].using(delay=delay_s)
+    task = peer.tasks["noop"].using(run_after=delay_s)
     peer.app.enqueue_many(task.s(*ARGS) for _ in range(count))
 
 
@@ -95,6 +95,11 @@ def urgent(count: int, gap_s: float) -> None:
     for _ in range(count):
         time.sleep(gap_s)
         task.enqueue(time.monotonic_ns())
+
+
+def bulky(count: int, size_bytes: int) -> float:
+    """Enqueue tasks with one large argument, in bulk. -> the seconds that took"""
+    return send("noop", (("x" * size_bytes,) for _ in range(count)))
 
 
 def payloads(count: int, size_bytes: int) -> float:

@@ -55,7 +55,12 @@ def nap(seconds: float) -> None:
     record(begun, time.monotonic_ns())
 
 
-TASKS = {"noop": noop, "stamp": stamp, "nap": nap}
+def rest(seconds: float) -> None:
+    """Take some time."""
+    time.sleep(seconds)
+
+
+TASKS = {"noop": noop, "stamp": stamp, "nap": nap, "rest": rest}
 
 # What a large app has made by the time that it is imported: about 100 MB of objects.
 if os.environ.get("BENCH_HEAVY"):

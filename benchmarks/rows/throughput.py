@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 
 from benchmarks import gauge
+from benchmarks.rows.row import PEERS, Figure, Row, Values
 from benchmarks.scene import Scene, Worker
+from benchmarks.sides import LIMIT, PREFORK
 
 
 class Drain:
-    """A worker that works off what waits, watched from its first task on, so that its start is in nothing."""
+    """A worker that works off what waits, watched from its first task on, so that its start is in nothing.
 
-    def __init__(self, scene: Scene, concurrency: int, **env: str) -> None:
-        self.scene, self.worker = scene, scene.worker(concurrency, **env)
-        self.already = scene.count()
-        scene.finished(self.worker, self.already + 1, 0.001)
-        self.first = Reading(scene, self.worker)
+    `already`: no-ops that had run before, without those that are meant.
+    """
 
-    def last(self, count: int) -> dict[str, float]:
+    def __init__(self, scene: Scene, worker: Worker, already: int) -> None:
+        self.scene, self.worker, self.already = scene, worker, already
+        scene.finished(worker, already + 1, 0.001)
+        self.first = Reading(scene, worker)
+
+    def last(self, count: int) -> Values:
         """Wait until so many have run. -> rate, and microseconds of CPU and commands for each task"""
         self.scene.finished(self.worker, self.already + count)
         first, last = self.first, Reading(self.scene, self.worker)
@@ -50,7 +55,31 @@ class Reading:
         self.busy_s, self.own_s = gauge.busy_s(), time.process_time()
 
 
-def throughput(scene: Scene, concurrency: int) -> dict[str, float]:
+def throughput(scene: Scene, concurrency: int) -> Values:
     count = scene.scale.pick(200_000, 100_000, 2_000) // scene.side.slow
     scene.call("fill", count)
-    return Drain(scene, concurrency).last(count)
+    return Drain(scene, scene.worker(concurrency), 0).last(count)
+
+
+def row(concurrency: int) -> Row:
+    figures = (
+        Figure("rate", f"no-op tasks/s, {concurrency} children, of the bare limit", ">= 0.5", "", LIMIT),
+        Figure("rate", f"the same, {concurrency} children", "", "/s"),
+        Figure("rate", "the same, of Celery's", ">= 60", "x", "celery"),
+        Figure("rate", "the same, of the fastest peer's", ">= 5", "x", "most"),
+        Figure("worker_us", "CPU of the worker a task", "", "µs"),
+        Figure("master_us", "CPU of its master a task", "", "µs"),
+        Figure("cpu_us", "CPU of worker and server a task, of the bare limit", "", "x", LIMIT),
+        Figure("worker_us", "CPU of the worker, of Celery's", "< 0.02", "x", "celery"),
+        Figure("worker_us", "CPU of the worker, of the thriftiest peer's", "< 0.2", "x", "least"),
+        Figure("server_us", "CPU of the server a task", "", "µs"),
+        Figure("commands", "commands a task", "< 0.2"),
+        Figure("all_commands", "commands a task, with those inside of scripts"),
+        Figure("others", "what others took of the machine meanwhile", "", "%"),
+    )
+    compared = "rate", "worker_us", "server_us", "all_commands"
+    name, sides = f"throughput-{concurrency}", (LIMIT, PREFORK, PEERS)
+    return Row(name, partial(throughput, concurrency=concurrency), figures, sides, (5, 2, 1), compared)
+
+
+ROWS = row(2), row(10)
