@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import sides, table
+from benchmarks import chart, sides, table
 from benchmarks.results import Results, Summary
 from benchmarks.rows import ROWS
 from benchmarks.rows.row import PEERS, Row
@@ -52,6 +52,7 @@ def arguments() -> argparse.Namespace:
         "--server", metavar="PATH", help="a redis-server or valkey-server (default: the bundled Valkey)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all values of all rounds there")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw throughput and latency of all sides there")
     parser.add_argument("--cache", type=Path, default=cache(), metavar="DIR", help="where peers are installed")
     options = parser.parse_args()
     known = [name for name in ROWS for asked in options.rows or [""] if name.startswith(asked)]
@@ -79,8 +80,11 @@ def who(options: argparse.Namespace, console: Console) -> dict[str, Side]:
         side = sides.prefork(options.project.resolve(), f"{PREFORK}@{options.project}")
         found[side.name] = side
     for name in options.peers:
-        with console.status(f"looking for {name}, or installing it"):
-            found[name] = sides.peer(name, options.cache)
+        try:
+            with console.status(f"looking for {name}, or installing it"):
+                found[name] = sides.peer(name, options.cache)
+        except BenchError as error:  # the others are worth having
+            console.print(f"bench: {error}", highlight=False, soft_wrap=True)
     return found
 
 
@@ -178,6 +182,8 @@ def main() -> int:
     if options.json:
         rounds = {results.row.name: results.rounds for results in everything}
         options.json.write_text(json.dumps({"machine": about, "scale": options.scale.level, "rows": rounds}) + "\n")
+    if options.svg:
+        options.svg.write_text(chart.svg(everything))
     if interrupted:
         return 130
     if options.guard:

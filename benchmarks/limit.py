@@ -117,7 +117,7 @@ class Master:
     """Claims, hands out, settles, until so many are settled, or for ever."""
 
     def __init__(self, url: str, children: int, depth: int, noop: Callable[..., None]) -> None:
-        client = redis.Redis.from_url(url)
+        self.client = client = redis.Redis.from_url(url)  # kept: it closes its connections when it is dropped
         self.claim, self.settle = client.script_load(CLAIM), client.script_load(SETTLE)
         self.connection: Any = client.connection_pool.get_connection()
         self.loop, self.depth = select.epoll(), depth

@@ -90,7 +90,7 @@ def peer(name: str, cache: Path) -> Side:
     """A peer, installed when it is asked for the first time. Raises BenchError."""
     it = PEERS[name]
     if it.needs and not shutil.which(it.needs):
-        raise BenchError(f"the peer {name} needs the command {it.needs!r}, which is not on the PATH")
+        raise BenchError(f"left out: {name} needs the command {it.needs!r}, which is not on the PATH")
     env = cache / name
     made = env / "ready"
     wanted = " ".join((*it.packages, *it.npm))
@@ -109,7 +109,7 @@ def run(name: str, *command: str) -> None:
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-3:]
-        raise BenchError(f"the peer {name} cannot be installed: {' '.join(command[:4])} …: {'; '.join(said)}")
+        raise BenchError(f"left out: {name} cannot be installed: {' '.join(command[:4])} …: {'; '.join(said)}")
 
 
 def find_python(name: str, version: str) -> str:
@@ -120,4 +120,4 @@ def find_python(name: str, version: str) -> str:
     for python in found:
         if python and subprocess.run([python, "-c", "import venv, ensurepip"], capture_output=True).returncode == 0:
             return str(python)
-    raise BenchError(f"the peer {name} needs Python {version}: put python{version} on the PATH, or into ~/.pyenv")
+    raise BenchError(f"left out: {name} needs Python {version}: put python{version} on the PATH, or into ~/.pyenv")

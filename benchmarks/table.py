@@ -12,6 +12,21 @@ from rich.table import Table
 from benchmarks.results import Results, Summary
 from benchmarks.sides import PREFORK
 
+LABELS = {
+    "rate": "tasks/s",
+    "worker_us": "CPU of the worker, µs a task",
+    "server_us": "CPU of the server, µs a task",
+    "all_commands": "commands",
+    "p50": "median, ms",
+    "p99": "99th percentile, ms",
+    "one": "one by one, /s",
+    "bulk": "in bulk, /s",
+    "bytes": "bytes a task",
+    "makespan": "makespan, s",
+    "cpu": "CPU, %",
+    "after": "memory, of one process",
+    "whole": "memory, MB",
+}
 VERDICTS = {True: "[green]ok[/]", False: "[red]short[/]", None: ""}
 
 
@@ -74,4 +89,4 @@ def _compared(results: Results, names: list[str]) -> Iterator[tuple[str, list[st
         for name in names:
             values = [value for value in results.values(name, key) if not math.isnan(value)]
             medians.append(shown(statistics.median(values)) if values else "")
-        yield key, medians
+        yield LABELS.get(key, key), medians
