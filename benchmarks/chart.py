@@ -48,6 +48,7 @@ class Bar:
     value: float
     low: float
     high: float
+    label: str
 
     @property
     def kind(self) -> str:
@@ -79,7 +80,8 @@ def _bars(results: Results, key: str, to: str) -> list[Bar]:
         if values and ends:
             median = statistics.median(values)
             low, high = (median, statistics.median(ends)) if to else (min(values), max(values))
-            bars.append(Bar(name, median, low, high))
+            label = f"{shown(median)} / {shown(high)}" if to else shown(median)
+            bars.append(Bar(name, median, low, high, label))
     return sorted(bars, key=lambda bar: bar.value, reverse=not to)
 
 
@@ -103,5 +105,5 @@ def _panel(title: str, bars: list[Bar]) -> str:
         width = round(x(bar.value) - LEFT, 1)
         lines.append(f'<rect class="{bar.kind}" x="{LEFT}" y="{y}" width="{width}" height="{BAR}" rx="2"/>')
         lines.append(f'<line class="spread" x1="{x(bar.low)}" y1="{middle}" x2="{x(bar.high)}" y2="{middle}"/>')
-        lines.append(f'<text x="{x(max(bar.value, bar.high)) + 6}" y="{middle + 4}">{shown(bar.value)}</text>')
+        lines.append(f'<text x="{x(max(bar.value, bar.high)) + 6}" y="{middle + 4}">{bar.label}</text>')
     return "\n".join(lines) + "\n"

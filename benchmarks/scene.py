@@ -84,11 +84,11 @@ class Worker:
         return gauge.family(self.pid)
 
     def settle(self) -> None:
-        """Wait until it has nothing more to do: a third of a second with hardly any CPU."""
+        """Wait until it has nothing more to do: a third of a second with hardly any CPU (some peers poll)."""
         for _ in range(60):
             before = gauge.cpu_s(self.family())
             time.sleep(0.3)
-            if gauge.cpu_s(self.family()) - before < 0.015:
+            if gauge.cpu_s(self.family()) - before < 0.03:
                 return
         raise BenchError("the worker does not come to rest")
 
@@ -121,11 +121,13 @@ class Scene:
         self.url = f"redis://127.0.0.1:{port}/0"
         self.env = {**side.env(), "BENCH_URL": self.url, "BENCH_FOLDER": str(self.folder)}
         self._workers: list[Worker] = []
+        self._calls: list[Call] = []
         self._counters: dict[str, memoryview] = {}
         command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)]
         try:
             self.server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         except OSError as error:
+            shutil.rmtree(self.folder)
             raise BenchError(f"the server {binary} cannot be run: {error.strerror}") from None
         self.redis = redis.Redis(port=port)
         self.configure()
@@ -142,6 +144,8 @@ class Scene:
         self.close()
 
     def close(self) -> None:
+        for call in self._calls:
+            call.kill()
         for worker in self._workers:
             worker.kill()
         self.redis.close()
@@ -155,6 +159,8 @@ class Scene:
         return int(clients["connected_clients"]) - 1
 
     def _answers(self) -> bool:
+        if (status := self.server.poll()) is not None:
+            raise BenchError(f"the server has ended with {status}, before it answered")
         with contextlib.suppress(redis.RedisError):
             return bool(self.redis.ping())
         return False
@@ -176,7 +182,8 @@ class Scene:
 
     def calling(self, function: str, *args: Any, **env: str) -> Call:
         """The same, without waiting for it."""
-        return Call(self, function, args, env)
+        self._calls.append(Call(self, function, args, env))
+        return self._calls[-1]
 
     def cli(self, *words: str, status: int = 0) -> float:
         """Run the operator's command `prefork`. -> the seconds that took. Raises BenchError.
@@ -262,9 +269,10 @@ class Call:
         self._function = function
 
     def kill(self) -> None:
-        """End it; what it would have said is lost."""
-        self._process.kill()
-        self._process.communicate()
+        """End it, if it goes on; what it would have said is lost."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.communicate()
 
     def result(self) -> Any:
         """Wait for it. -> what it returns. Raises BenchError."""

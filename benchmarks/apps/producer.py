@@ -139,4 +139,5 @@ def crowd(connections: int, per_s: float, seconds: float) -> int:
 
 if __name__ == "__main__":
     peer = importlib.import_module(sys.argv[1])
-    print(json.dumps(globals()[sys.argv[2]](*json.loads(sys.argv[3]))))
+    print(json.dumps(globals()[sys.argv[2]](*json.loads(sys.argv[3]))), flush=True)
+    os._exit(0)  # all is sent, and some peers crash when the interpreter ends

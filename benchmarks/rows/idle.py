@@ -20,17 +20,18 @@ def idle(scene: Scene) -> Values:
     family = worker.family()
     children = [pid for pid in family if pid != worker.pid]
     with monitor(scene) as spy:
-        begun, cpu_s = time.monotonic(), gauge.cpu_s(family)
+        begun, cpu_s = time.time(), gauge.cpu_s(family)
         master, others = gauge.switches([worker.pid]), gauge.switches(children)
         time.sleep(window_s)
-        took_s = time.monotonic() - begun
+        ended = time.time()
+        took_s = ended - begun
         values = {
             "cpu": (gauge.cpu_s(family) - cpu_s) / took_s * 100,
             "master_wakes": (gauge.switches([worker.pid]) - master) / took_s,
             "child_wakes": (gauge.switches(children) - others) / took_s,
             "connections": scene.connections() - 1.0,
         }
-        lines = [line for line in heard(spy) if b'"info"' not in line.lower()]
+        lines = [line for line in heard(spy, ended) if b'"info"' not in line.lower()]
     values["commands"] = sum(b" lua] " not in line for line in lines) / took_s
     return values | {"all_commands": len(lines) / took_s}
 
@@ -44,14 +45,19 @@ def monitor(scene: Scene) -> Iterator[socket.socket]:
         yield spy
 
 
-def heard(spy: socket.socket) -> list[bytes]:
-    """What it has told until now."""
-    data = b""
+def heard(spy: socket.socket, ended: float) -> list[bytes]:
+    """What it has told, each line with the time of day, until then."""
+    data = b"\r\n"
     spy.settimeout(0.1)
     with contextlib.suppress(TimeoutError):
-        while more := spy.recv(1 << 16):
+        while told_at(data[:-2].rpartition(b"\r\n")[2]) < ended and (more := spy.recv(1 << 16)):
             data += more
-    return data.splitlines()
+    return [line for line in data.split(b"\r\n")[:-1] if 0 < told_at(line) < ended]
+
+
+def told_at(line: bytes) -> float:
+    """The time at the beginning of a line of MONITOR; 0 of what is none."""
+    return float(line[1:].split(b" ")[0]) if line.startswith(b"+") and line[1:2].isdigit() else 0.0
 
 
 ROWS = (
