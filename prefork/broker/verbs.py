@@ -113,10 +113,10 @@ def ask(k: Keys, worker: str, request: str) -> Call:
     return Call("ask", (k.leases, k.requests(worker)), (worker, request))
 
 
-def revive(k: Keys, states: Iterable[tuple[str, bytes]]) -> Call:
-    """Let dead letters run again, with these states. -> how many"""
+def revive(k: Keys, ids: Iterable[str | bytes]) -> Call:
+    """Let dead letters run again. -> [how many of the ids it has looked at, how many of these were dead]"""
     keys = (k.messages, k.state, k.pending, k.ranked, k.dead, k.wake, k.takeovers)
-    return Call("revive", keys, (k.result_prefix, *(word for id, state in states for word in (id, state))))
+    return Call("revive", keys, (k.result_prefix, *ids))
 
 
 def delete(k: Keys, id: str) -> Call:

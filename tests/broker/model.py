@@ -14,6 +14,7 @@ from tests.broker.bench import DAY_MS
 
 CANCELLED = b"0 cancelled"
 FAR = 10_000  # a pending list longer than that is not searched
+FORGIVEN = {"retried": 0, "crashes": 0, "unknown": 0, "due_ms": 0, "progress": None}
 WEEK_MS, MINUTE_MS = 7 * DAY_MS, 60_000
 Record = tuple[Any, ...]
 
@@ -185,17 +186,20 @@ class Model:
         self.wake = self.wake or not on
         return int(changed)
 
-    def revive(self, states: Iterable[tuple[str, bytes]]) -> int:
-        revived = 0
-        for id, state in states:
+    def revive(self, ids: Iterable[str]) -> list[int]:
+        """-> how many it has looked at, how many of these were dead"""
+        looked = revived = 0
+        for id in ids:
+            looked += 1
             if id in self.dead:
                 del self.dead[id]
-                self.states[id] = state
+                if id in self.states:
+                    self.states[id] = self._forgiven(self.states[id])
                 self.results.pop(id, None)
                 self.takeovers.pop(id, None)
                 self._push(id)
                 revived += 1
-        return revived
+        return [looked, revived]
 
     def delete(self, id: str) -> str:
         if self.holder(id):
@@ -314,6 +318,11 @@ class Model:
         self.takeovers[id] = self.takeovers.get(id, 0) + 1
         self.expires["takeovers", ""] = now + WEEK_MS
         return self.takeovers[id] > self.max_takeovers
+
+    @staticmethod
+    def _forgiven(state: bytes | dict[str, Any]) -> bytes | dict[str, Any]:
+        told = state if isinstance(state, dict) else json.loads(state)
+        return told | FORGIVEN if told else state
 
     def _bury_poison(self, id: str, worker: str, now: int) -> None:
         before = self.states.get(id, b"{}")

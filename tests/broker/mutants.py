@@ -117,11 +117,14 @@ MUTANTS: dict[str, list[tuple[str, str]]] = {
     ],
     "revive": [
         ("redis.call('ZREM', KEYS[5], id) == 1", "true"),
-        ("    redis.call('HSET', KEYS[2], id, ARGV[i + 1])\n", ""),
-        ("    redis.call('DEL', ARGV[1] .. id)\n", ""),
-        ("    redis.call('HDEL', KEYS[7], id)\n", ""),
+        ("redis.call('HSET', KEYS[2], unpack(states))", ""),
+        ('"crashes":0,', ""),
+        ("and #state > #'{}'", ""),
+        ("  redis.call('UNLINK', unpack(results))\n", ""),
+        ("  redis.call('HDEL', KEYS[7], unpack(revived))\n", ""),
         ("redis.call('RPUSH'", "redis.call('LPUSH'"),
-        ("if revived > 0 then", "if false then"),
+        ("  redis.call('ZADD', KEYS[6], 0, '0')\n", ""),
+        ("looked = looked + 1", "looked = 1"),
     ],
     "delete": [
         ("if redis.call('ZSCORE', ARGV[2] .. worker, id) then", "if false then"),

@@ -20,7 +20,7 @@ CALLS = {
     "beat": verbs.beat(KEYS, "w", 1000, first=True),
     "cancel": verbs.cancel(KEYS, "a", 0, b""),
     "ask": verbs.ask(KEYS, "w", "report"),
-    "revive": verbs.revive(KEYS, [("a", b"{}")]),
+    "revive": verbs.revive(KEYS, ["a", b"b"]),
     "delete": verbs.delete(KEYS, "a"),
     "purge": verbs.purge(KEYS, "dead", 10),
     "pause": verbs.pause(KEYS, on=True),
