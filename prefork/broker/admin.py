@@ -5,8 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-import orjson
-
 from prefork.broker import facts, verbs
 from prefork.broker.client import Client
 from prefork.broker.survey import Sight
@@ -60,13 +58,12 @@ def cancel(client: Client, id: str, seen: Sight) -> str:
     except BadMessage:
         task, enqueued_ms = "", 0
     seconds, micros = client.time()
-    error = {"class": "prefork.Cancelled", "message": "cancelled before it started", "traceback": ""}
     record = {
         "status": "FAILED", "task": task, "attempts": seen.state.attempts, "enqueued_ms": enqueued_ms,
         "started_ms": seen.state.started_ms, "finished_ms": seconds * 1000 + micros // 1000,
-        "errors": [*facts.errors(seen.state.errors), error],
+        "errors": facts.errors(seen.state.errors),
     }  # fmt: skip
-    return client.cancel(seen.queue, id, RESULT_TTL_MS, orjson.dumps(record), stop=True)
+    return client.cancel(seen.queue, id, RESULT_TTL_MS, record, stop=True)
 
 
 def delete(client: Client, queue: str, id: str) -> str:

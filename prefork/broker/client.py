@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from itertools import count
 from typing import Any, TypeVar
 
+import orjson
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -227,9 +228,16 @@ class Client:
         now_ms, _ = self.call(verbs.enqueue(k, entries), again=again, uncertain=True)
         return int(now_ms)
 
-    def cancel(self, queue: str, id: str, result_ttl_ms: int, record: bytes, *, stop: bool = False) -> str:
-        """Cancel what has not started; `stop`: ask its worker if it has. -> cancelled, asked, running or finished"""
-        answer: bytes = self.call(verbs.cancel(self.keys(queue), id, result_ttl_ms, record, stop=stop))
+    def cancel(self, queue: str, id: str, result_ttl_ms: int, record: dict[str, Any], *, stop: bool = False) -> str:
+        """Cancel what has not started; `stop`: ask its worker if it has. -> cancelled, asked, running or finished
+
+        `record`: its outcome; the reason is added to its `errors`.
+        """
+        waited, ran = (
+            orjson.dumps(record | {"errors": [*record["errors"], facts.cancelled(said)]})
+            for said in ("cancelled before it started", "cancelled; its worker died at that")
+        )
+        answer: bytes = self.call(verbs.cancel(self.keys(queue), id, result_ttl_ms, waited, ran if stop else None))
         return answer.decode()
 
     def ask(self, queue: str, worker: str, request: str) -> bool:

@@ -22,6 +22,7 @@ class Keys:
         self.paused = base + "paused"  # set while nothing may be claimed
         self.active_prefix = base + "active:"  # zset per worker: id -> claimed ms
         self.requests_prefix = base + "requests:"  # zset per worker: what operators ask it for
+        self.stop_prefix = base + "stop:"  # string per running task that is to be cancelled, whoever runs it
         self.result_prefix = base + "r:"  # string per finished task that keeps a result
         self.aside_prefix = base + "aside:"  # what `doctor --repair` has put aside; it expires
         self.done_prefix = base + "done:"  # channel per task: says that it has finished

@@ -41,6 +41,7 @@ class Model:
         self.active: dict[str, list[str]] = {}  # in the order in which they were claimed
         self.leases: dict[str, int] = {}
         self.takeovers: dict[str, int] = {}
+        self.stops: dict[str, bytes] = {}
         self.requests: dict[str, set[str]] = {}
         self.results: dict[str, bytes] = {}
         self.stats: dict[str, int] = {}
@@ -86,13 +87,15 @@ class Model:
                 self._accept(id, priority, at, payload, now)
         return new
 
-    def cancel(self, id: str, ttl_ms: int, record: bytes, stop: bool, now: int) -> str:
+    def cancel(self, id: str, ttl_ms: int, record: bytes, stopped: bytes | None, now: int) -> str:
         if not self.waits(id) or id in self.dead:
             return "finished"
         if holder := self.holder(id):
-            if stop:
+            if stopped is not None:
                 self._request(holder, f"cancel {id}", now)
-            return "asked" if stop else "running"
+                self.stops[id] = b"%d %s" % (ttl_ms, stopped)
+                self.expires["stop", id] = now + DAY_MS
+            return "running" if stopped is None else "asked"
         self._take_out(id)
         self._count("cancelled")
         self._keep_result(id, ttl_ms, record, now)
@@ -165,6 +168,10 @@ class Model:
         moved = buried = 0
         for id in reversed([id for id in self.active.get(worker, ()) if id not in kept]):
             self._release(worker, id)
+            if id in self.stops:
+                ttl_ms, record = self.stops.pop(id).split(b" ", 1)
+                self._drop(id, int(ttl_ms), record, "cancelled", now)
+                continue
             moved += 1
             if mode in ("gone", "expired") and self._is_poison(id, now):
                 self._bury_poison(id, worker, now)
@@ -196,6 +203,7 @@ class Model:
                 if id in self.states:
                     self.states[id] = self._forgiven(self.states[id])
                 self.results.pop(id, None)
+                self.stops.pop(id, None)
                 self.takeovers.pop(id, None)
                 self._push(id)
                 revived += 1
@@ -341,7 +349,7 @@ class Model:
 
     def expire(self, now: int) -> None:
         """Let go what has expired by then."""
-        kinds: dict[str, dict[str, Any]] = {"result": self.results, "requests": self.requests}
+        kinds: dict[str, dict[str, Any]] = {"result": self.results, "requests": self.requests, "stop": self.stops}
         for (kind, whose), end in list(self.expires.items()):
             if end <= now:
                 del self.expires[kind, whose]
@@ -358,7 +366,9 @@ class Model:
 
     def ends(self, k: Keys) -> dict[str, int]:
         """Key -> when it expires."""
-        names = {"result": k.result_prefix, "requests": k.requests_prefix, "takeovers": k.takeovers}
+        names = {
+            "result": k.result_prefix, "requests": k.requests_prefix, "stop": k.stop_prefix, "takeovers": k.takeovers,
+        }  # fmt: skip
         there = self.dump(k)
         return {names[kind] + who: end for (kind, who), end in self.expires.items() if names[kind] + who in there}
 
@@ -372,6 +382,7 @@ class Model:
             **{key: {name: b"%d" % n for name, n in counts.items()} for key, counts in numbers},
             **{k.active(worker): ids for worker, ids in self.active.items()},
             **{k.requests(worker): dict.fromkeys(asked, 0) for worker, asked in self.requests.items()},
+            **{k.stop_prefix + id: mark for id, mark in self.stops.items()},
             **{k.result_prefix + id: record for id, record in self.results.items()},
         }  # fmt: skip
         return {key: value for key, value in all_of_it.items() if value}

@@ -18,7 +18,7 @@ CALLS = {
     "settle": verbs.settle(KEYS, "w", 1, 1, ["a"], ["done", "b", 0, b""]),
     "restore": verbs.restore(KEYS, "w", "keep", ["a"]),
     "beat": verbs.beat(KEYS, "w", 1000, first=True),
-    "cancel": verbs.cancel(KEYS, "a", 0, b""),
+    "cancel": verbs.cancel(KEYS, "a", 0, b"", b""),
     "ask": verbs.ask(KEYS, "w", "report"),
     "revive": verbs.revive(KEYS, ["a", b"b"]),
     "delete": verbs.delete(KEYS, "a"),

@@ -1,11 +1,11 @@
 -- Let dead letters run again: to the end of their queue, with all their chances, without the result that said FAILED.
 -- KEYS  1 messages  2 state  3 pending  4 ranked  5 dead  6 wake  7 takeovers
--- ARGV  1 prefix of result keys; then ids
+-- ARGV  1 prefix of result keys  2 prefix of the marks of `cancel`; then ids
 -- Returns  {how many of the ids it has looked at, how many of these were dead}: it stops when it has moved a quarter of
 --          a megabyte, so that it never takes long
 local looked, size = 0, 0
-local revived, states, results, waiting = {}, {}, {}, {}
-for i = 2, #ARGV do
+local revived, states, said, waiting = {}, {}, {}, {}
+for i = 3, #ARGV do
   local id = ARGV[i]
   local message = redis.call('HGET', KEYS[1], id)
   if message and redis.call('ZREM', KEYS[5], id) == 1 then
@@ -22,7 +22,8 @@ for i = 2, #ARGV do
       redis.call('ZADD', KEYS[4], -priority, id)
     end
     revived[#revived + 1] = id
-    results[#results + 1] = ARGV[1] .. id
+    said[#said + 1] = ARGV[1] .. id
+    said[#said + 1] = ARGV[2] .. id
     size = size + #message + (state and #state or 0)
   end
   looked = looked + 1
@@ -31,7 +32,7 @@ end
 if #states > 0 then redis.call('HSET', KEYS[2], unpack(states)) end
 if #waiting > 0 then redis.call('RPUSH', KEYS[3], unpack(waiting)) end
 if #revived > 0 then
-  redis.call('UNLINK', unpack(results))
+  redis.call('UNLINK', unpack(said))
   redis.call('HDEL', KEYS[7], unpack(revived))
   redis.call('ZADD', KEYS[6], 0, '0')
 end
