@@ -169,8 +169,13 @@ class Client:
     def _password(self) -> str | None:
         return self._address.options.get("password") if self._address else None
 
-    def call(self, call: verbs.Call, *, again: verbs.Call | None = None, uncertain: bool = False) -> Any:
-        """Send one verb. Raises BrokerError within the limit; EnqueueUncertain if `uncertain` and the reply is lost."""
+    def call(
+        self, call: verbs.Call, *, again: verbs.Call | None = None, uncertain: bool = False, stats: str = ""
+    ) -> Any:
+        """Send one verb. Raises BrokerError within the limit; EnqueueUncertain if `uncertain` and the reply is lost.
+
+        `stats`: the queue's counters, for what has to be as durable as the app asks for.
+        """
         client = self.connection()
 
         tries = count()
@@ -178,9 +183,9 @@ class Client:
         def ask() -> Any:
             now = again if next(tries) and again else call
             try:
-                answer = self._sent(client, now.command(), lasting=uncertain)
+                answer = self._sent(client, now.command(), stats)
             except redis.exceptions.NoScriptError:
-                answer = self._sent(client, now.command(in_full=True), lasting=uncertain)
+                answer = self._sent(client, now.command(in_full=True), stats)
             if uncertain and not verbs.is_answer(call.verb, answer):
                 self._connect_anew()
                 raise redis.ConnectionError(f"Protocol error: no answer to {call.verb}")
@@ -188,16 +193,20 @@ class Client:
 
         return self._bounded(ask, uncertain=uncertain)
 
-    def _sent(self, client: redis.Redis, words: tuple[verbs.Argument, ...], *, lasting: bool) -> Any:
-        if not (lasting and self.durability):
+    def _sent(self, client: redis.Redis, words: tuple[verbs.Argument, ...], stats: str) -> Any:
+        if not (stats and self.durability):
             return client.execute_command(*words)  # type: ignore[no-untyped-call]
-        pipeline = client.pipeline(transaction=False)  # WAIT is about what the same connection has written
+        pipeline = client.pipeline(transaction=False)
         pipeline.execute_command(*words)  # type: ignore[no-untyped-call]
+        # WAIT is about what the same connection has written, and a repeat on a new one finds nothing to write.
+        pipeline.hincrby(stats, "processed", 0)
         pipeline.execute_command(*self.durability.words(round(self.limit_s * TRY * 800)))  # type: ignore[no-untyped-call]
-        reply, waited = pipeline.execute(raise_on_error=False)
+        reply, written, waited = pipeline.execute(raise_on_error=False)
         for answer in (reply, waited):
             if isinstance(answer, Exception):
                 raise answer
+        if isinstance(written, Exception):
+            raise EnqueueUncertain(f"the broker {self.shown} has accepted the task, and then refused more ({written})")
         if missing := self.durability.missing(waited):
             raise EnqueueUncertain(f"the broker {self.shown} has accepted the task, but it {missing}")
         return reply
@@ -225,7 +234,7 @@ class Client:
     def _enqueue(self, queue: str, entries: list[verbs.Entry]) -> int:
         k = self.keys(queue)
         again = verbs.enqueue(k, entries, again=True)
-        now_ms, _ = self.call(verbs.enqueue(k, entries), again=again, uncertain=True)
+        now_ms, _ = self.call(verbs.enqueue(k, entries), again=again, uncertain=True, stats=k.stats)
         return int(now_ms)
 
     def cancel(self, queue: str, id: str, result_ttl_ms: int, record: dict[str, Any], *, stop: bool = False) -> str:
