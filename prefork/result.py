@@ -15,7 +15,7 @@ import orjson
 from prefork import message
 from prefork.broker import facts
 from prefork.broker.client import Client, Disturbed
-from prefork.errors import BadMessage, Cancelled, ResultUnavailable, TaskFailed, WaitTimeout
+from prefork.errors import BadMessage, ResultUnavailable, TaskFailed, WaitTimeout
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -180,13 +180,11 @@ class TaskResult(Generic[R_co]):
         is killed. It may end otherwise before that; `wait` tells. -> whether it was cancelled or the worker told
         """
         now_ms = time.time_ns() // 1_000_000
-        error = {"class": f"prefork.{Cancelled.__name__}", "message": "cancelled before it started", "traceback": ""}
         record = {"status": "FAILED", "task": self.task_name, "enqueued_ms": self._enqueued_ms, "finished_ms": now_ms}
         ttl_ms = self._app.result_ttl_ms(self.task_name)
         before = message.State.decode(self._app.client.inspect(self.queue_name, self.id)[2])
-        record |= {"attempts": before.attempts, "started_ms": before.started_ms, "errors": [*before.errors, error]}
-        record_bytes = orjson.dumps(record)
-        said = self._app.client.cancel(self.queue_name, self.id, ttl_ms, record_bytes, stop=running)
+        record |= {"attempts": before.attempts, "started_ms": before.started_ms, "errors": before.errors}
+        said = self._app.client.cancel(self.queue_name, self.id, ttl_ms, record, stop=running)
         return said in ("cancelled", "asked")
 
     def _keeps_none(self) -> bool:

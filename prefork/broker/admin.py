@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
-from typing import Any
-
-import orjson
+from collections.abc import Iterable
 
 from prefork.broker import facts, verbs
 from prefork.broker.client import Client
-from prefork.broker.listing import values
 from prefork.broker.survey import Sight
 from prefork.errors import BadMessage, UnknownQueue
-from prefork.message import State, decode
+from prefork.message import decode
 
 BATCH = 100  # messages in one script
-BATCH_BYTES = 1 << 18  # of their states
+PAGE = 1000  # ids in one reply
 RESULT_TTL_MS = 86_400_000  # of what is cancelled here, where nobody knows the task's own
 PLACES = {"pending": ("pending", "ranked"), "scheduled": ("scheduled",), "dead": ("dead",)}
 
@@ -31,31 +27,14 @@ def known_queue(client: Client, name: str) -> str:
     return name
 
 
-def retry(client: Client, queue: str, ids: Iterable[str]) -> int:
+def retry(client: Client, queue: str, ids: Iterable[str | bytes]) -> int:
     """Let dead letters run again, all retries and crashes forgiven, their errors kept. -> how many of them were dead"""
-    revived, batch = 0, []
-    for id in ids:
-        batch.append(id)
-        if len(batch) == BATCH:
-            revived += _revive(client, queue, batch)
-            batch = []
-    return revived + (_revive(client, queue, batch) if batch else 0)
-
-
-def _revive(client: Client, queue: str, ids: Sequence[str | bytes]) -> int:
-    k = client.keys(queue)
-    states: list[tuple[Any, bytes]] = []
-    revived = size = 0
-    for id, raw in zip(ids, values(client, k.state, ids), strict=True):
-        state = State.decode(raw)
-        state.retried = state.crashes = state.unknown = state.due_ms = 0
-        state.errors, state.progress = facts.errors(state.errors), None
-        states.append((id, state.encode()))
-        size += len(states[-1][1])
-        if size > BATCH_BYTES:
-            revived += int(client.call(verbs.revive(k, states)))
-            states, size = [], 0
-    return revived + (int(client.call(verbs.revive(k, states))) if states else 0)
+    revived, left, k = 0, list(ids), client.keys(queue)
+    while left:
+        looked, some = client.call(verbs.revive(k, left[:BATCH]))
+        revived += some
+        del left[:looked]
+    return revived
 
 
 def retry_dead(client: Client, queue: str) -> int:
@@ -64,8 +43,8 @@ def retry_dead(client: Client, queue: str) -> int:
     seconds, micros = client.time()
     until_ms = seconds * 1000 + micros // 1000  # those that die again meanwhile are left
     revived = stuck = 0
-    while ids := client.read("zrangebyscore", k.dead, "-inf", until_ms, start=stuck, num=BATCH):
-        some = _revive(client, queue, ids)
+    while ids := client.read("zrangebyscore", k.dead, "-inf", until_ms, start=stuck, num=PAGE):
+        some = retry(client, queue, ids)
         stuck += len(ids) - some
         revived += some
     return revived
@@ -79,13 +58,12 @@ def cancel(client: Client, id: str, seen: Sight) -> str:
     except BadMessage:
         task, enqueued_ms = "", 0
     seconds, micros = client.time()
-    error = {"class": "prefork.Cancelled", "message": "cancelled before it started", "traceback": ""}
     record = {
         "status": "FAILED", "task": task, "attempts": seen.state.attempts, "enqueued_ms": enqueued_ms,
         "started_ms": seen.state.started_ms, "finished_ms": seconds * 1000 + micros // 1000,
-        "errors": [*facts.errors(seen.state.errors), error],
+        "errors": facts.errors(seen.state.errors),
     }  # fmt: skip
-    return client.cancel(seen.queue, id, RESULT_TTL_MS, orjson.dumps(record), stop=True)
+    return client.cancel(seen.queue, id, RESULT_TTL_MS, record, stop=True)
 
 
 def delete(client: Client, queue: str, id: str) -> str:

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from itertools import count
 from typing import Any, TypeVar
 
+import orjson
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -172,17 +173,22 @@ class Client:
     def _password(self) -> str | None:
         return self._address.options.get("password") if self._address else None
 
-    def call(self, call: verbs.Call, *, again: verbs.Call | None = None, uncertain: bool = False) -> Any:
-        """Send one verb. Raises BrokerError within the limit; EnqueueUncertain if `uncertain` and the reply is lost."""
+    def call(
+        self, call: verbs.Call, *, again: verbs.Call | None = None, uncertain: bool = False, stats: str = ""
+    ) -> Any:
+        """Send one verb. Raises BrokerError within the limit; EnqueueUncertain if `uncertain` and the reply is lost.
+
+        `stats`: the queue's counters, for what has to be as durable as the app asks for.
+        """
         self.connection()
         wire, tries = self._wire, count()
 
         def ask() -> Any:
             now = again if next(tries) and again else call
             try:
-                answer = self._sent(wire, now.command(), lasting=uncertain)
+                answer = self._sent(wire, now.command(), stats)
             except redis.exceptions.NoScriptError:
-                answer = self._sent(wire, now.command(in_full=True), lasting=uncertain)
+                answer = self._sent(wire, now.command(in_full=True), stats)
             if uncertain and not verbs.is_answer(call.verb, answer):
                 self._connect_anew()
                 raise redis.ConnectionError(f"Protocol error: no answer to {call.verb}")
@@ -190,18 +196,21 @@ class Client:
 
         return self._bounded(ask, uncertain=uncertain)
 
-    def _sent(self, wire: Wire | None, words: tuple[verbs.Argument, ...], *, lasting: bool) -> Any:
+    def _sent(self, wire: Wire | None, words: tuple[verbs.Argument, ...], stats: str) -> Any:
         assert wire
-        if not (lasting and self.durability):
+        if not (stats and self.durability):
             (reply,) = wire.ask(words)
             if isinstance(reply, Exception):
                 raise reply
             return reply
-        # WAIT is about what the same connection has written.
-        reply, waited = wire.ask(words, self.durability.words(round(self.limit_s * TRY * 800)))
+        # WAIT is about what the same connection has written, and a repeat on a new one finds nothing to write.
+        touch, wait = ("HINCRBY", stats, "processed", 0), self.durability.words(round(self.limit_s * TRY * 800))
+        reply, written, waited = wire.ask(words, touch, wait)
         for answer in (reply, waited):
             if isinstance(answer, Exception):
                 raise answer
+        if isinstance(written, Exception):
+            raise EnqueueUncertain(f"the broker {self.shown} has accepted the task, and then refused more ({written})")
         if missing := self.durability.missing(waited):
             raise EnqueueUncertain(f"the broker {self.shown} has accepted the task, but it {missing}")
         return reply
@@ -229,12 +238,19 @@ class Client:
     def _enqueue(self, queue: str, entries: list[verbs.Entry]) -> int:
         k = self.keys(queue)
         again = verbs.enqueue(k, entries, again=True)
-        now_ms, _ = self.call(verbs.enqueue(k, entries), again=again, uncertain=True)
+        now_ms, _ = self.call(verbs.enqueue(k, entries), again=again, uncertain=True, stats=k.stats)
         return int(now_ms)
 
-    def cancel(self, queue: str, id: str, result_ttl_ms: int, record: bytes, *, stop: bool = False) -> str:
-        """Cancel what has not started; `stop`: ask its worker if it has. -> cancelled, asked, running or finished"""
-        answer: bytes = self.call(verbs.cancel(self.keys(queue), id, result_ttl_ms, record, stop=stop))
+    def cancel(self, queue: str, id: str, result_ttl_ms: int, record: dict[str, Any], *, stop: bool = False) -> str:
+        """Cancel what has not started; `stop`: ask its worker if it has. -> cancelled, asked, running or finished
+
+        `record`: its outcome; the reason is added to its `errors`.
+        """
+        waited, ran = (
+            orjson.dumps(record | {"errors": [*record["errors"], facts.cancelled(said)]})
+            for said in ("cancelled before it started", "cancelled; its worker died at that")
+        )
+        answer: bytes = self.call(verbs.cancel(self.keys(queue), id, result_ttl_ms, waited, ran if stop else None))
         return answer.decode()
 
     def ask(self, queue: str, worker: str, request: str) -> bool:

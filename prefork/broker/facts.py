@@ -70,6 +70,11 @@ def errors(value: Any) -> list[dict[str, Any]]:
     ]
 
 
+def cancelled(said: str) -> dict[str, str]:
+    """The error of a task that was cancelled."""
+    return {"class": "prefork.Cancelled", "message": said, "traceback": ""}
+
+
 def progress(value: Any) -> list[Any]:
     """What a task has said of how far it is: done, total, text."""
     done, total, text = value

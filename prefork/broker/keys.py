@@ -26,6 +26,7 @@ class Keys:
         self.active_prefix = base + "active:"  # zset per worker: id -> when claimed, in 1/2048 ms
         self.requests_prefix = base + "requests:"  # zset per worker: what operators ask it for
         self.inbox_prefix = base + "to:"  # channel per worker: messages that are handed to it as they are enqueued
+        self.stop_prefix = base + "stop:"  # string per running task that is to be cancelled, whoever runs it
         self.result_prefix = base + "r:"  # string per finished task that keeps a result
         self.aside_prefix = base + "aside:"  # what `doctor --repair` has put aside; it expires
         self.done_prefix = base + "done:"  # channel per task: says that it has finished

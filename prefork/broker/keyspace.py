@@ -21,7 +21,10 @@ FIXED = {
     "dead": ("zset", 0), "leases": ("zset", 0), "stats": ("hash", 0), "wake": ("zset", 0), "paused": ("string", 0),
     "idle": ("zset", 0), "takeovers": ("hash", WEEK_MS),
 }  # fmt: skip
-NAMED = {"active": ("zset", 0), "requests": ("zset", 60_000), "r": ("string", DAY_MS), "aside": ("", KEPT_MS)}
+NAMED = {
+    "active": ("zset", 0), "requests": ("zset", 60_000), "stop": ("string", DAY_MS), "r": ("string", DAY_MS),
+    "aside": ("", KEPT_MS),
+}  # fmt: skip
 
 
 @dataclass
@@ -54,7 +57,7 @@ def look(client: Client) -> Keyspace:
             if not shape:
                 unknown.append(raw)
                 continue
-            if first not in ("aside", "leases", "requests", "r"):  # a worker begins with those
+            if first not in ("aside", "leases", "requests", "stop", "r"):  # a worker begins with those
                 found.queues.add(queue)
             _check(client, found, queue, key, kind, left_ms, shape)
             if first == "active" and kind == "zset":

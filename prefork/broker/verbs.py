@@ -96,8 +96,12 @@ def restore(
     k: Keys, worker: str, mode: str, kept: Iterable[str | bytes] = (), max_takeovers: int = MAX_TAKEOVERS
 ) -> Call:
     """Put back what a worker holds. `mode`: left, gone, expired, unmoved or keep. -> see restore.lua"""
-    keys = (k.leases, k.active(worker), k.messages, k.pending, k.ranked, k.wake, k.takeovers, k.state, k.dead, k.idle)
-    return Call("restore", keys, (worker, mode, max_takeovers, k.done_prefix, *kept))
+    keys = (
+        k.leases, k.active(worker), k.messages, k.pending, k.ranked, k.wake, k.takeovers, k.state, k.dead, k.stats,
+        k.idle,
+    )  # fmt: skip
+    head = (worker, mode, max_takeovers, k.done_prefix, k.result_prefix, k.stop_prefix)
+    return Call("restore", keys, (*head, *kept))
 
 
 def beat(k: Keys, worker: str, lease_ms: int, *, first: bool) -> Call:
@@ -105,11 +109,15 @@ def beat(k: Keys, worker: str, lease_ms: int, *, first: bool) -> Call:
     return Call("beat", (k.leases, k.pending, k.ranked, k.scheduled, k.paused), (worker, lease_ms, "01"[first]))
 
 
-def cancel(k: Keys, id: str, result_ttl_ms: int, record: bytes, *, stop: bool = False) -> Call:
-    """Cancel what has not been claimed; `stop`: ask the worker that runs it. -> cancelled, asked, running, finished"""
+def cancel(k: Keys, id: str, result_ttl_ms: int, record: bytes, stopped: bytes | None = None) -> Call:
+    """Cancel what has not been claimed, with that record. -> cancelled, asked, running, finished
+
+    `stopped`: ask the worker that runs it to stop it; what its record is to be if that worker dies.
+    """
     keys = (k.messages, k.state, k.leases, k.scheduled, k.ranked, k.dead, k.stats, k.pending)
     head = (id, k.active_prefix, k.result_prefix + id, k.done_prefix + id, result_ttl_ms, record)
-    return Call("cancel", keys, (*head, k.requests_prefix if stop else ""))
+    asked = ("", "", "") if stopped is None else (k.requests_prefix, k.stop_prefix + id, stopped)
+    return Call("cancel", keys, (*head, *asked))
 
 
 def ask(k: Keys, worker: str, request: str) -> Call:
@@ -117,10 +125,10 @@ def ask(k: Keys, worker: str, request: str) -> Call:
     return Call("ask", (k.leases, k.requests(worker)), (worker, request))
 
 
-def revive(k: Keys, states: Iterable[tuple[str, bytes]]) -> Call:
-    """Let dead letters run again, with these states. -> how many"""
+def revive(k: Keys, ids: Iterable[str | bytes]) -> Call:
+    """Let dead letters run again. -> [how many of the ids it has looked at, how many of these were dead]"""
     keys = (k.messages, k.state, k.pending, k.ranked, k.dead, k.wake, k.takeovers)
-    return Call("revive", keys, (k.result_prefix, *(word for id, state in states for word in (id, state))))
+    return Call("revive", keys, (k.result_prefix, k.stop_prefix, *ids))
 
 
 def delete(k: Keys, id: str) -> Call:

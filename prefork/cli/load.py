@@ -20,7 +20,6 @@ from prefork.config import Settings
 from prefork.errors import AppError, ConfigError, PreforkError
 from prefork.signing import Signer, from_file
 
-EXIT_USAGE, EXIT_BROKER, EXIT_APP, EXIT_CONFIG = 64, 69, 70, 78  # as sysexits.h names them
 LONGEST_SAID = 300
 OURS = str(Path(__file__).parent.parent) + os.sep
 NOT_THE_APPS = (*(sysconfig.get_path(of) + os.sep for of in ("stdlib", "platstdlib", "purelib", "platlib")), "<")

@@ -12,7 +12,15 @@ from prefork.cli import acl, doctor, look, steer, torture
 from prefork.cli.connect import common_flags
 from prefork.cli.exits import EXIT_NOTHING, EXIT_USAGE, exit_code
 from prefork.cli.output import plain
-from prefork.errors import PreforkError, ResultUnavailable, TaskFailed, UnknownQueue, UnknownTask, WaitTimeout
+from prefork.errors import (
+    InvalidOption,
+    PreforkError,
+    ResultUnavailable,
+    TaskFailed,
+    UnknownQueue,
+    UnknownTask,
+    WaitTimeout,
+)
 
 NOTHING_FOUND = (ResultUnavailable, UnknownQueue, UnknownTask, WaitTimeout, TaskFailed)
 EXAMPLES = """\
@@ -48,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_NOTHING
     except PreforkError as error:
         _complain(error)
-        code = exit_code(error)
+        # The options that a command is given are no fault of the configuration's.
+        code = 1 if isinstance(error, InvalidOption) else exit_code(error)
         return EXIT_USAGE if code == 1 else code
     except KeyboardInterrupt:
         print(file=sys.stderr)

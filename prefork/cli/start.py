@@ -23,7 +23,7 @@ from prefork.errors import BrokerError, PreforkError
 from prefork.worker import logs, reload
 from prefork.worker.descriptors import make_room
 from prefork.worker.master import Master
-from prefork.worker.pidfile import Pidfile
+from prefork.worker.pidfile import Pidfile, handed_on
 from prefork.worker.status import path_of
 
 log = logging.getLogger("prefork")
@@ -50,6 +50,7 @@ def check(settings: Settings) -> int:
 def run(settings: Settings, conf: Path, *, burst: bool) -> int:
     """Run a worker until it is told to stop. -> 0. Raises PreforkError for what keeps it from starting."""
     reload.hold_signals()
+    handed = handed_on()
     folder = reload.starting_folder()
     if settings.user:
         privileges.become(settings.user)
@@ -57,7 +58,7 @@ def run(settings: Settings, conf: Path, *, burst: bool) -> int:
     status = path_of(conf, settings.pidfile, os.getpid())
     pidfile = Pidfile(settings.pidfile) if settings.pidfile else None
     if pidfile:
-        pidfile.take()
+        pidfile.take(handed)
     again = False
     try:
         handler = logs.set_up(settings.log_level, settings.log_format)
@@ -77,7 +78,9 @@ def run(settings: Settings, conf: Path, *, burst: bool) -> int:
     finally:
         if again:
             origin.restore()
-        if pidfile and not (again and _stays(settings, conf)):
+        if pidfile and again and _stays(settings, conf):
+            pidfile.hand_on()
+        elif pidfile:
             pidfile.release()
     if again:
         reload.become_anew()

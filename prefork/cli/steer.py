@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -118,8 +119,9 @@ def _seconds(value: float, flag: str) -> float:
 
 def _json(text: str, flag: str, kind: type) -> Any:
     try:
-        value = orjson.loads(text)
-    except ValueError as error:
+        orjson.loads(text)
+        value = json.loads(text)  # which leaves an integer of more than 64 bits one, to be refused
+    except (ValueError, RecursionError) as error:
         raise InvalidArguments(f"{flag} is not JSON ({error}): {text[:60]!r}") from None
     if not isinstance(value, kind):
         raise InvalidArguments(f"{flag} must be a JSON {'list' if kind is list else 'object'}, not {text[:60]!r}")

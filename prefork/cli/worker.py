@@ -87,7 +87,7 @@ def _ask(conf: Path, settings: Settings, *, ready: bool) -> int:
             states = ", ".join(sorted({child["state"] for child in told["children"]})) or "none"
             return _down(f"pid {told['pid']} is not ready: {told['phase']}, broker {told['broker']}, children {states}")
     if not answered:
-        return _down(f"no worker of {conf} runs here")
+        return _down(f"no worker of {conf} answers here: none runs, or it is still starting")
     print("ready" if ready else "pong")
     return 0
 

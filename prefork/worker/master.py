@@ -197,6 +197,7 @@ class Master:
             log.warning("%s", warning)
         self.work.resize(size)
         self._entitle()
+        self.notify.status(self._summary())
 
     def _pause_or_resume(self) -> None:
         self.claims.paused = not self.claims.paused
@@ -206,6 +207,12 @@ class Master:
         else:
             log.warning("USR2: claiming again")
             self.claims.wake_all()
+        self.notify.status(self._summary())
+
+    def _summary(self) -> str:
+        """For `systemctl status`."""
+        queues = ", ".join(self.settings.queues.names)
+        return f"{'paused, ' if self.claims.paused else ''}{self.pool.size} children, queues {queues}"
 
     def _requested(self, request: str) -> None:
         """An operator has asked for something, by way of the broker."""
@@ -266,9 +273,8 @@ class Master:
         up = sum(child.state is State.READY for child in self.pool.children)
         if self._held and up and not self._announced and not self.shutdown.begun:
             self._announced = True
-            queues = ", ".join(self.settings.queues.names)
-            log.info("worker %s is ready: %d children, queues %s", self.lease.worker, self.pool.size, queues)
-            self.notify.ready(f"{self.pool.size} children, queues {queues}")
+            log.info("worker %s is ready: %s", self.lease.worker, self._summary())
+            self.notify.ready(self._summary())
 
     def _reconcile(self) -> None:
         """After a broken connection: put back what came here and got lost on its way. Only then claim again."""

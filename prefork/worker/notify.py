@@ -36,6 +36,10 @@ class Notifier:
         """It works, or works again after a reload."""
         self._send(f"READY=1\nSTATUS={status}")
 
+    def status(self, status: str) -> None:
+        """What it does has changed."""
+        self._send(f"STATUS={status}")
+
     def reloading(self) -> None:
         """It drains, to go on as a new version."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}\nSTATUS=draining for a new version")

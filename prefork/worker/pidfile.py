@@ -16,6 +16,7 @@ from prefork.errors import PidfileTaken, PidfileUnusable
 
 LONGEST = 64  # bytes; what is longer is no pidfile
 MOST_TRIES = 100
+HANDED_ON = "PREFORK_PIDFILE"  # in the environment of a new version: pid and descriptor
 FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY
 REMEDIES = {
     errno.ENOENT: "create the folder",
@@ -24,12 +25,23 @@ REMEDIES = {
 }
 
 
+def handed_on() -> int:
+    """The descriptor of the pidfile that this process has held before it became this version; -1: none."""
+    pid, _, fd = os.environ.pop(HANDED_ON, "").partition(":")
+    return int(fd) if pid == str(os.getpid()) and fd.isdigit() else -1
+
+
 class Pidfile:
     """A file with this process's pid, locked while it lives."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd = -1
+
+    def hand_on(self) -> None:
+        """Keep the lock over an exec: no other worker gets it in between."""
+        os.set_inheritable(self._fd, True)
+        os.environ[HANDED_ON] = f"{os.getpid()}:{self._fd}"
 
     def check(self) -> None:
         """Look whether it could be taken if nobody held it. Changes nothing. Raises PidfileUnusable."""
@@ -47,9 +59,12 @@ class Pidfile:
             self._is_one()
             self._close()
 
-    def take(self) -> None:
-        """Take it, or take it over from a worker that has died. Raises PidfileTaken, PidfileUnusable."""
-        if not any(self._lock() for _ in range(MOST_TRIES)):
+    def take(self, handed: int = -1) -> None:
+        """Take it, or take it over from a worker that has died. Raises PidfileTaken, PidfileUnusable.
+
+        `handed`: what `handed_on` has returned.
+        """
+        if not self._keep(handed) and not any(self._lock() for _ in range(MOST_TRIES)):
             raise PidfileUnusable(f"{self._path} is replaced again and again by somebody else; correct `pidfile`")
         self._is_one()
         try:
@@ -58,6 +73,14 @@ class Pidfile:
         except OSError as error:
             self._close()
             raise PidfileUnusable(f"{self._path} cannot be written ({error.strerror}); look at its disk") from None
+
+    def _keep(self, handed: int) -> bool:
+        """-> whether it is ours already"""
+        if handed < 0:
+            return False
+        os.set_inheritable(handed, False)
+        self._fd = handed
+        return self._names_ours() or self._close()
 
     def _is_one(self) -> None:
         if not stat.S_ISREG(os.fstat(self._fd).st_mode):  # it would be removed in the end, as root even /dev/null

@@ -14,6 +14,7 @@ from tests.broker.bench import DAY_MS
 
 CANCELLED = b"0 cancelled"
 FAR = 10_000  # a pending list longer than that is not searched
+FORGIVEN = {"retried": 0, "crashes": 0, "unknown": 0, "due_ms": 0, "progress": None}
 WEEK_MS, MINUTE_MS = 7 * DAY_MS, 60_000
 Record = tuple[Any, ...]
 
@@ -40,6 +41,7 @@ class Model:
         self.active: dict[str, list[str]] = {}  # in the order in which they were claimed
         self.leases: dict[str, int] = {}
         self.takeovers: dict[str, int] = {}
+        self.stops: dict[str, bytes] = {}
         self.requests: dict[str, set[str]] = {}
         self.results: dict[str, bytes] = {}
         self.stats: dict[str, int] = {}
@@ -85,13 +87,15 @@ class Model:
                 self._accept(id, priority, at, payload, now)
         return new
 
-    def cancel(self, id: str, ttl_ms: int, record: bytes, stop: bool, now: int) -> str:
+    def cancel(self, id: str, ttl_ms: int, record: bytes, stopped: bytes | None, now: int) -> str:
         if not self.waits(id) or id in self.dead:
             return "finished"
         if holder := self.holder(id):
-            if stop:
+            if stopped is not None:
                 self._request(holder, f"cancel {id}", now)
-            return "asked" if stop else "running"
+                self.stops[id] = b"%d %s" % (ttl_ms, stopped)
+                self.expires["stop", id] = now + DAY_MS
+            return "running" if stopped is None else "asked"
         self._take_out(id)
         self._count("cancelled")
         self._keep_result(id, ttl_ms, record, now)
@@ -164,6 +168,10 @@ class Model:
         moved = buried = 0
         for id in reversed([id for id in self.active.get(worker, ()) if id not in kept]):
             self._release(worker, id)
+            if id in self.stops:
+                ttl_ms, record = self.stops.pop(id).split(b" ", 1)
+                self._drop(id, int(ttl_ms), record, "cancelled", now)
+                continue
             moved += 1
             if mode in ("gone", "expired") and self._is_poison(id, now):
                 self._bury_poison(id, worker, now)
@@ -185,17 +193,21 @@ class Model:
         self.wake = self.wake or not on
         return int(changed)
 
-    def revive(self, states: Iterable[tuple[str, bytes]]) -> int:
-        revived = 0
-        for id, state in states:
+    def revive(self, ids: Iterable[str]) -> list[int]:
+        """-> how many it has looked at, how many of these were dead"""
+        looked = revived = 0
+        for id in ids:
+            looked += 1
             if id in self.dead:
                 del self.dead[id]
-                self.states[id] = state
+                if id in self.states:
+                    self.states[id] = self._forgiven(self.states[id])
                 self.results.pop(id, None)
+                self.stops.pop(id, None)
                 self.takeovers.pop(id, None)
                 self._push(id)
                 revived += 1
-        return revived
+        return [looked, revived]
 
     def delete(self, id: str) -> str:
         if self.holder(id):
@@ -315,6 +327,11 @@ class Model:
         self.expires["takeovers", ""] = now + WEEK_MS
         return self.takeovers[id] > self.max_takeovers
 
+    @staticmethod
+    def _forgiven(state: bytes | dict[str, Any]) -> bytes | dict[str, Any]:
+        told = state if isinstance(state, dict) else json.loads(state)
+        return told | FORGIVEN if told else state
+
     def _bury_poison(self, id: str, worker: str, now: int) -> None:
         before = self.states.get(id, b"{}")
         try:
@@ -332,7 +349,7 @@ class Model:
 
     def expire(self, now: int) -> None:
         """Let go what has expired by then."""
-        kinds: dict[str, dict[str, Any]] = {"result": self.results, "requests": self.requests}
+        kinds: dict[str, dict[str, Any]] = {"result": self.results, "requests": self.requests, "stop": self.stops}
         for (kind, whose), end in list(self.expires.items()):
             if end <= now:
                 del self.expires[kind, whose]
@@ -349,7 +366,9 @@ class Model:
 
     def ends(self, k: Keys) -> dict[str, int]:
         """Key -> when it expires."""
-        names = {"result": k.result_prefix, "requests": k.requests_prefix, "takeovers": k.takeovers}
+        names = {
+            "result": k.result_prefix, "requests": k.requests_prefix, "stop": k.stop_prefix, "takeovers": k.takeovers,
+        }  # fmt: skip
         there = self.dump(k)
         return {names[kind] + who: end for (kind, who), end in self.expires.items() if names[kind] + who in there}
 
@@ -363,6 +382,7 @@ class Model:
             **{key: {name: b"%d" % n for name, n in counts.items()} for key, counts in numbers},
             **{k.active(worker): ids for worker, ids in self.active.items()},
             **{k.requests(worker): dict.fromkeys(asked, 0) for worker, asked in self.requests.items()},
+            **{k.stop_prefix + id: mark for id, mark in self.stops.items()},
             **{k.result_prefix + id: record for id, record in self.results.items()},
         }  # fmt: skip
         return {key: value for key, value in all_of_it.items() if value}

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from prefork import Prefork
@@ -322,7 +323,7 @@ def test_options_of_redis_py_in_the_url_do_no_harm(server: Server, query: str) -
     assert client.queues() == ["q"]
     assert client.inspect("q", "a")[0] == "pending"
     assert client.inspect("q", "a")[1].endswith(PAYLOAD)
-    assert client.cancel("q", "a", 0, b"") == "cancelled"
+    assert client.cancel("q", "a", 0, {"errors": []}) == "cancelled"
     assert client.ping_ms() >= 0
     client.close()
 
@@ -749,9 +750,11 @@ def test_cancel_inspect_and_census(app: Prefork, server: Server) -> None:
     place, message, state, record, worker, score = client.inspect("default", first.id)
     assert (place, state, record, worker, score) == ("pending", None, None, "", 0)
     assert message.endswith(b'{"task":"echo"}\n[[1],{}]')
-    assert client.cancel("default", first.id, 1000, b"record") == "cancelled"
-    assert client.cancel("default", first.id, 1000, b"record") == "finished"
-    assert client.inspect("default", first.id)[:4] == ["finished", None, None, b"record"]
+    assert client.cancel("default", first.id, 1000, {"errors": []}) == "cancelled"
+    assert client.cancel("default", first.id, 1000, {"errors": []}) == "finished"
+    assert client.inspect("default", first.id)[:3] == ["finished", None, None]
+    (error,) = orjson.loads(client.inspect("default", first.id)[3])["errors"]
+    assert error == {"class": "prefork.Cancelled", "message": "cancelled before it started", "traceback": ""}
     assert client.census("default")[2:7] == [0, 0, 0, 0, 1]
     assert client.inspect("default", second.id)[0] == "pending"
     assert client.inspect("default", "nowhere")[0] == ""

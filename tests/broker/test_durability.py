@@ -9,8 +9,10 @@ from collections.abc import Iterator
 import pytest
 
 from prefork import EnqueueUncertain, InvalidOption, Prefork
+from prefork.broker import verbs
 from prefork.broker.durability import Durability, parse
 from prefork.errors import BrokerError
+from tests.broker.bench import Bench
 from tests.conftest import SLACK_S, Server, until
 
 
@@ -67,6 +69,21 @@ def test_on_disk(own_server: Server) -> None:
 def test_a_server_without_an_append_only_file_is_refused_with_the_remedy(server: Server) -> None:
     with pytest.raises(BrokerError, match=r"CONFIG SET appendonly yes|cannot say what is on its disk"):
         app_on(server, "fsync").tasks["add"].enqueue(1)
+
+
+def test_a_repeat_of_what_was_accepted_waits_for_the_replicas_too(with_replica: tuple[Server, Server]) -> None:
+    primary, replica = with_replica
+    client = app_on(primary, "replicas:1", 1.0).client
+    entries = [verbs.Entry("default", "a", 0, "", b'{"task":"t"}\n[[],{}]')]
+    client.enqueue("default", [])
+    assert replica.process
+    replica.process.send_signal(signal.SIGSTOP)
+    Bench(primary.client, "default").run(verbs.enqueue(client.keys("default"), entries))  # its reply was lost
+    with pytest.raises(EnqueueUncertain, match="has accepted the task, but it has reached 0 of 1 replicas"):
+        client.enqueue("default", entries)
+    replica.process.send_signal(signal.SIGCONT)
+    client.enqueue("default", entries)
+    assert replica.client.lrange("prefork:{default}:pending", 0, -1) == [b"a"]
 
 
 def test_on_a_replica(with_replica: tuple[Server, Server]) -> None:

@@ -32,6 +32,7 @@ PRIORITIES = st.sampled_from([0, 0, 0, 7, -7])
 DELAYS = st.sampled_from([0, 0, 2, 60_000, -1])  # ms; -1: at a moment that is near
 VERBS = ("plain", "done", "retry", "again", "back", "dead", "drop", "state", "follow")
 CANCELLED_RECORD = b'{"status":"FAILED"}'
+STOPPED_RECORD = b'{"status":"FAILED","stopped":1}'
 Edit = Callable[[str, bytes], bytes]
 
 
@@ -144,9 +145,10 @@ class Queue(RuleBasedStateMachine):
     @rule(n=PICK, ttl_ms=st.sampled_from([0, DAY_MS]), stop=st.booleans(), twice=st.booleans())
     def cancel(self, n: int, ttl_ms: int, stop: bool, twice: bool) -> None:
         if id := self.pick(n):
+            stopped = STOPPED_RECORD if stop else None
             for _ in range(1 + twice):
-                said = self.bench.run(verbs.cancel(self.k, id, ttl_ms, CANCELLED_RECORD, stop=stop)).decode()
-                assert said == self.model.cancel(id, ttl_ms, CANCELLED_RECORD, stop, self.now())
+                said = self.bench.run(verbs.cancel(self.k, id, ttl_ms, CANCELLED_RECORD, stopped)).decode()
+                assert said == self.model.cancel(id, ttl_ms, CANCELLED_RECORD, stopped, self.now())
             assert said != "cancelled" or not twice
 
     # -- workers ------------------------------------------------------------------------------------------------
@@ -310,12 +312,12 @@ class Queue(RuleBasedStateMachine):
 
     @rule(n=PICK, stranger=PICK, twice=st.booleans())
     def revive(self, n: int, stranger: int, twice: bool) -> None:
-        states = [(id, b'{"retried":0}') for i, id in enumerate(self.model.by_death()) if n >> i & 1]
+        ids = [id for i, id in enumerate(self.model.by_death()) if n >> i & 1]
         if other := self.pick(stranger):
-            states.append((other, b'{"stranger":1}'))
+            ids.append(other)
         for again in range(1 + twice):
-            revived = self.bench.run(verbs.revive(self.k, states))
-            assert revived == self.model.revive(states)
+            looked, revived = self.bench.run(verbs.revive(self.k, ids))
+            assert [looked, revived] == self.model.revive(ids)
             assert not (again and revived)
 
     @rule(n=PICK, twice=st.booleans())

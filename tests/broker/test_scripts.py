@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -1043,6 +1044,49 @@ def test_a_takeover_keeps_what_is_known_and_who_leaves_by_itself_charges_nothing
 def test_a_dead_letter_that_is_retried_has_all_its_chances_again(bench: Bench) -> None:
     bench.put("a")
     die(bench, 4)
-    bench.run(verbs.revive(bench.keys, [("a", b"{}")]))
+    bench.run(verbs.revive(bench.keys, ["a"]))
     assert die(bench, 3) == 1
     assert 0 < bench.client.pttl(bench.keys.takeovers) <= 7 * 86_400_000
+
+
+# -- revive -----------------------------------------------------------------------------------------------------------
+
+SPENT = State(
+    attempts=7, retried=5, crashes=2, unknown=1, due_ms=1764000000000, started_ms=1763000000000, workers=["u"],
+    errors=[{"class": "x", "message": '"retried":9, "crashes":9}', "ran_s": 0.1}], progress=[1, 2, "[half]}"],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (SPENT.encode(), replace(SPENT, retried=0, crashes=0, unknown=0, due_ms=0, progress=None)),
+        (b'{"due_ms":5,"retried":1,"attempts":2,"crashes":3}', State(attempts=2)),
+        (State().encode(), State()),
+        (b"{ }", State()),
+        (b"[1]", State()),
+        (b"\xff garbage", State()),
+        (None, State()),
+    ],
+    ids=["all", "another order", "nothing", "nothing but a space", "a list", "garbage", "none"],
+)
+def test_a_revived_message_is_forgiven_and_keeps_its_history(bench: Bench, before: bytes | None, after: State) -> None:
+    bench.put("a")
+    bench.client.lrem(bench.keys.pending, 1, "a")
+    bench.client.zadd(bench.keys.dead, {"a": 1})
+    if before is not None:
+        bench.client.hset(bench.keys.state, "a", before)
+    assert bench.run(verbs.revive(bench.keys, ["a", "a", "b"])) == [3, 1]
+    assert bench.pending == ["a"]
+    raw = bench.client.hget(bench.keys.state, "a")
+    assert State.decode(raw) == after
+    assert (raw is None) == (before is None)
+
+
+def test_a_revival_stops_after_a_quarter_of_a_megabyte(bench: Bench) -> None:
+    ids = [f"{n:02}" for n in range(30)]
+    bench.put(*ids, payload=PAYLOAD + b" " * 100_000)
+    bench.client.delete(bench.keys.pending)
+    bench.client.zadd(bench.keys.dead, dict.fromkeys(ids, 1))
+    assert bench.run(verbs.revive(bench.keys, ids)) == [3, 3]
+    assert bench.pending == ids[:3]

@@ -57,8 +57,17 @@ def test_enqueue_by_the_app_checks_and_takes_the_tasks_own_queue(project: Projec
         (("tasks.add", "--args", "[1"), "--args is not JSON", EXIT_USAGE),
         (("tasks.add", "--args", "7"), "--args must be a JSON list, not '7'", EXIT_USAGE),
         (("tasks.add", "--kwargs", "[]"), "--kwargs must be a JSON object, not '[]'", EXIT_USAGE),
-        (("tasks.add", "--args", "[1]", "--priority", "1000"), "priority", 78),
-        (("tasks.add", "--args", "[1]", "--queue", "a b"), "'a b'", 78),
+        (("tasks.add", "--args", "[1]", "--priority", "1000"), "a priority is an integer from -100 to 100", EXIT_USAGE),
+        (("tasks.add", "--args", "[1]", "--queue", "a b"), "'a b'", EXIT_USAGE),
+        (("tasks.add", "--args", "[1]", "--queue", ""), "queue_name='': a queue's name has 1 to 100", EXIT_USAGE),
+        (("tasks.add", "--args", "[NaN]"), "--args is not JSON", EXIT_USAGE),
+        (("tasks.add", "--args", "[1e999]"), "--args is not JSON", EXIT_USAGE),
+        (("tasks.add", "--args", "[" * 10_000), "--args is not JSON", EXIT_USAGE),
+        (("tasks.add", "--args", f"[{10**30}]"), "argument a is an int (Integer exceeds 64-bit range)", EXIT_USAGE),
+        (("tasks.add", "--args", f"[{'9' * 5000}]"), "--args is not JSON", EXIT_USAGE),
+        (("tasks.add", "--args", '["\\ud800"]'), "--args is not JSON", EXIT_USAGE),
+        (("tasks.add", "--args", "[1,2,3]"), "too many positional arguments", EXIT_USAGE),
+        (("tasks.add", "--args", "[1]", "--kwargs", '{"c":1}'), "unexpected keyword argument 'c'", EXIT_USAGE),
         (("tasks.add", "--args", "[1]", "--delay", "-5"), "--delay -5: give seconds", EXIT_USAGE),
         (("tasks.add", "--args", "[1]", "--delay", "nan"), "--delay nan: give seconds", EXIT_USAGE),
         (("tasks.add", "--args", "[1]", "--delay", "1e300"), "--delay 1e+300: give seconds", EXIT_USAGE),
@@ -71,6 +80,40 @@ def test_enqueue_says_what_is_wrong(project: Project, words: tuple[str, ...], sa
     out = prefork("enqueue", own, *rest, "-c", conf_of(project), code=code)
     assert said.replace("tasks.", project.module_name + ".") in out
     assert len(out.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "the following arguments are required: NAME"),
+        (("add", "--speed", "9"), "unrecognized arguments: --speed 9"),
+        (("add", "--priority", "high"), "argument --priority: invalid int value: 'high'"),
+        (("add", "--delay", "soon"), "argument --delay: invalid float value: 'soon'"),
+    ],
+)
+def test_flags_of_enqueue_that_cannot_be(words: tuple[str, ...], said: str) -> None:
+    out = prefork("enqueue", *words, "--broker", "redis://127.0.0.1:1/0", code=2)
+    assert said in out
+    assert "Traceback" not in out
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("", (), "name='': "),
+        ("a b", (), "name='a b': "),
+        ("add", ("--queue", "{a}"), "queue_name='{a}': a queue's name has 1 to 100 characters"),
+        ("add", ("--priority", "-101"), "priority=-101: a priority is an integer from -100 to 100"),
+        ("add", ("--args", f"[{10**30}]"), "argument #1 is an int (Integer exceeds 64-bit range)"),
+    ],
+)
+def test_enqueue_by_the_broker_alone_says_what_is_wrong(
+    project: Project, name: str, options: tuple[str, ...], said: str
+) -> None:
+    out = prefork("enqueue", name, *options, "--broker", project.server.url, code=EXIT_USAGE)
+    assert said in out
+    assert len(out.splitlines()) == 1
+    assert project.server.client.keys("*") == []
 
 
 def test_enqueue_by_the_broker_alone(project: Project) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prefork.cli.load import EXIT_APP, EXIT_BROKER, EXIT_CONFIG
+from prefork.cli.exits import EXIT_APP, EXIT_BROKER, EXIT_CONFIG
 from tests.conftest import Project, Server
 
 APP = 'from prefork import Prefork\napp = Prefork("shop", broker={url!r})\n@app.task\ndef add(a, b): return a + b\n'

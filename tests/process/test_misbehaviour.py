@@ -61,7 +61,10 @@ SUDDEN = {
     "segfault": ("import ctypes; ctypes.string_at(0)", "ChildDied", "in step"),
     "stack overflow": ("""
 global deeper
+import resource
 sys.setrecursionlimit(10**9)
+# From 3.12 on Python has a limit of its own for calls of C, which leaves this much unused.
+resource.setrlimit(resource.RLIMIT_STACK, (1 << 17, resource.getrlimit(resource.RLIMIT_STACK)[1]))
 def deeper(_=0): return max([0], key=deeper)
 deeper()""", "ChildDied", "killed by SIGSEGV"),
     "sys.exit": ("sys.exit(3)", "SystemExit", "3"),

@@ -331,7 +331,7 @@ def test_a_program_can_cancel_what_runs(project: Project) -> None:
 
 
 def cancel(project: Project, id: str) -> str:
-    return project.tasks.app.client.cancel("default", id, 60_000, b'{"status":"FAILED"}', stop=True)
+    return project.tasks.app.client.cancel("default", id, 60_000, {"status": "FAILED", "errors": []}, stop=True)
 
 
 def finished(project: Project, id: str) -> None:
@@ -398,6 +398,29 @@ def test_a_running_task_that_is_cancelled_is_told_and_ends(project: Project, tas
     assert int(project.server.client.hget(key("stats"), "cancelled")) == 1
     assert worker.stop() == 0
     assert len(project.lines("started")) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda it: it.name)
+def test_a_cancel_outlives_the_worker_that_was_told(project: Project, number: signal.Signals) -> None:
+    project.add(STUBBORN)
+    worker = project.worker("concurrency = 1\nlease = 1")
+    result = project.tasks.stubborn.enqueue()
+    until(lambda: project.lines("started"))
+    if number == signal.SIGKILL:
+        assert result.cancel(running=True)
+        until(lambda: "told to stop" in worker.log)
+        worker.send(number)
+    else:  # it never hears of it
+        worker.send(number)
+        assert result.cancel(running=True)
+    next_one = project.worker("concurrency = 1")
+    with pytest.raises(TaskFailed, match=r"Cancelled: cancelled; its worker died at that"):
+        result.wait(timeout=20)
+    assert project.tasks.add.enqueue(1).wait(timeout=20) == 3
+    assert len(project.lines("started")) == 1
+    assert active(project) == 0
+    assert project.server.client.keys(key("stop:*")) == []
+    assert next_one.stop() == 0
 
 
 def test_a_cancelled_task_that_goes_on_is_killed_and_its_stack_kept(project: Project) -> None:

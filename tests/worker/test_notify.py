@@ -50,10 +50,12 @@ def test_what_is_told(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("NOTIFY_SOCKET", listener.path)
     it = Notifier.from_environment()
     it.ready("4 children")
+    it.status("5 children")
     it.reloading()
     it.stopping()
     it.watchdog()
-    ready, reloading, stopping, alive = listener.listen()
+    ready, resized, reloading, stopping, alive = listener.listen()
+    assert resized == {"STATUS": "5 children"}
     assert ready == {"READY": "1", "STATUS": "4 children"}
     assert reloading["RELOADING"] == "1"
     assert int(reloading["MONOTONIC_USEC"]) > 0
@@ -128,6 +130,26 @@ def test_a_worker_tells_of_its_life(project: Project, tmp_path: pathlib.Path) ->
     until(lambda: systemd.count("WATCHDOG") > before)
     assert worker.stop() == 0
     assert systemd.count("STOPPING") == 1
+    systemd.close()
+
+
+def test_the_status_follows_the_number_of_children_and_a_pause(project: Project, tmp_path: pathlib.Path) -> None:
+    systemd = Listener(str(tmp_path / "systemd"))
+    worker = project.worker("concurrency = 2", NOTIFY_SOCKET=systemd.path)
+    told = ["2 children, queues default"]
+    for number, status in [
+        (signal.SIGTTIN, "3 children, queues default"),
+        (signal.SIGTTOU, "2 children, queues default"),
+        (signal.SIGUSR2, "paused, 2 children, queues default"),
+        (signal.SIGUSR2, "2 children, queues default"),
+    ]:
+        until(lambda: len(systemd.listen()) == len(told))
+        worker.send(number)
+        told.append(status)
+    until(lambda: len(systemd.listen()) == len(told))
+    assert [message["STATUS"] for message in systemd.heard] == told
+    assert [message for message in systemd.heard if "READY" in message] == systemd.heard[:1]
+    assert worker.stop() == 0
     systemd.close()
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import pathlib
 import shutil
@@ -8,11 +10,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from prefork.errors import PidfileTaken, PidfileUnusable
-from prefork.worker.pidfile import REMEDIES, Pidfile
+from prefork.worker.pidfile import REMEDIES, Pidfile, handed_on
 from tests.conftest import Project, until
 from tests.process.test_signals import hang_up
 
@@ -93,19 +96,44 @@ def test_one_that_somebody_else_has_put_there_meanwhile_stays(path: pathlib.Path
     assert path.read_text() == "77\n"
 
 
-def test_it_stays_over_an_exec(path: pathlib.Path) -> None:
-    code = """
-import os, sys, pathlib
-from prefork.worker.pidfile import Pidfile
-it = Pidfile(pathlib.Path(sys.argv[1]))
-it.take()
+EXEC = """
+import fcntl, os, sys, pathlib
+from prefork.worker.pidfile import Pidfile, handed_on
+path = pathlib.Path(sys.argv[1])
+it = Pidfile(path)
 if len(sys.argv) == 2:
+    it.take()
+    it.hand_on()
     os.execv(sys.executable, [*sys.orig_argv, "again"])
-print(os.getpid(), pathlib.Path(sys.argv[1]).read_text().strip())
+handed = handed_on()
+with path.open() as other:
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        print("free")
+    except BlockingIOError:
+        print("locked")
+{meanwhile}
+it.take(handed)
+print(os.getpid(), path.read_text().strip(), os.environ.get("PREFORK_PIDFILE"), os.get_inheritable(it._fd))
+print(sum(os.readlink(f"/proc/self/fd/{{fd}}").startswith(str(path)) for fd in os.listdir("/proc/self/fd")
+          if os.path.islink(f"/proc/self/fd/{{fd}}")))
 """
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="asks Linux which descriptors are open")
+@pytest.mark.parametrize("meanwhile", ["", "path.unlink()"], ids=["untouched", "removed by somebody"])
+def test_it_is_held_all_through_an_exec(path: pathlib.Path, meanwhile: str) -> None:
+    code = EXEC.format(meanwhile=meanwhile)
     process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
     said, _ = process.communicate(timeout=20)
-    assert said.split() == [str(process.pid)] * 2
+    assert said.split() == ["locked", str(process.pid), str(process.pid), "None", "False", "1"]
+
+
+@pytest.mark.parametrize("value", ["", "1:3", "{pid}:", "{pid}:-1", "x"])
+def test_what_was_handed_on_to_another_process_is_not_ours(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("PREFORK_PIDFILE", value.format(pid=os.getpid()))
+    assert handed_on() == -1
+    assert "PREFORK_PIDFILE" not in os.environ
 
 
 def test_of_many_that_start_at_once_one_gets_it(path: pathlib.Path) -> None:
@@ -289,13 +317,31 @@ def test_the_old_pidfile_is_gone_when_a_reload_names_another_or_none(project: Pr
     assert not list(project.folder.glob("*.pid*"))
 
 
-def test_the_pidfile_is_there_all_through_a_reload(project: Project) -> None:
+def test_the_pidfile_is_held_all_through_a_reload(project: Project) -> None:
     worker = project.worker("pidfile = it.pid")
     path = project.folder / "it.pid"
     inode = path.stat().st_ino
-    for _ in range(3):
-        hang_up(worker)
-        assert path.stat().st_ino == inode
-        assert path.read_text() == f"{worker.pid}\n"
+    got_it, over = [], threading.Event()
+
+    def try_to_take() -> None:
+        with path.open() as other:
+            while not over.is_set():
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    got_it.append(time.monotonic())
+                    fcntl.flock(other, fcntl.LOCK_UN)
+                time.sleep(0.0005)
+
+    thief = threading.Thread(target=try_to_take)
+    thief.start()
+    try:
+        for _ in range(3):
+            hang_up(worker)
+            assert path.stat().st_ino == inode
+    finally:
+        over.set()
+        thief.join()
+    assert not got_it
+    assert path.read_text() == f"{worker.pid}\n"
     assert worker.stop() == 0
     assert not path.exists()

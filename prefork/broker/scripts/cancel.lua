@@ -1,7 +1,7 @@
 -- Cancel a message that has not been claimed, or ask the worker that holds it to stop it.
 -- KEYS  1 messages  2 state  3 leases  4 scheduled  5 ranked  6 dead  7 stats
 -- ARGV  1 id  2 prefix of active keys  3 result key  4 channel  5 result_ttl in ms  6 result record
---       7 prefix of the keys of requests, or "" to ask nobody
+--       7 prefix of the keys of requests, or "" to ask nobody  8 key of its mark  9 result record of one that ran
 -- Returns  "cancelled" | "running": a worker holds it | "asked": the same, and it is told to stop it
 --          | "finished": it is not there, or a dead letter
 local id = ARGV[1]
@@ -12,6 +12,7 @@ for _, worker in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
     if ARGV[7] == '' then return 'running' end
     redis.call('ZADD', ARGV[7] .. worker, 0, 'cancel ' .. id)
     redis.call('PEXPIRE', ARGV[7] .. worker, 60000)
+    redis.call('SET', ARGV[8], ARGV[5] .. ' ' .. ARGV[9], 'PX', 86400000) -- should the worker die: see `restore`
     return 'asked'
   end
 end

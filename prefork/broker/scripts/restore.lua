@@ -1,11 +1,13 @@
--- Move what a worker holds back to the front of its queue, in the order in which it was claimed.
+-- Move what a worker holds back to the front of its queue, in the order in which it was claimed; what was to be cancelled
+-- is over.
 -- KEYS  1 leases  2 active of that worker  3 messages  4 pending  5 ranked  6 wake  7 takeovers  8 state  9 dead
---       10 idle
+--       10 stats  11 idle
 -- ARGV  1 that worker
 --       2 "left": it leaves by itself, take its lease away | "gone": it has died | "expired": the same, if its lease has
---         ended | "unmoved": the same, if it still ends when 5 says (this clock has gone back since) | "keep": it lives,
+--         ended | "unmoved": the same, if it still ends when 7 says (this clock has gone back since) | "keep": it lives,
 --         and holds only the ids that follow
---       3 max_takeovers  4 prefix of channels; then ids to keep
+--       3 max_takeovers  4 prefix of channels  5 prefix of result keys  6 prefix of the marks of `cancel`; then ids to
+--         keep
 -- Returns  how many were moved; {how many, how many of them are dead letters now} if some are; -1 if its lease has not
 --          ended
 if ARGV[2] == 'expired' then
@@ -13,16 +15,16 @@ if ARGV[2] == 'expired' then
   local ends = redis.call('ZSCORE', KEYS[1], ARGV[1])
   if ends and tonumber(ends) > time[1] * 1000 + math.floor(time[2] / 1000) then return -1 end
 end
-if ARGV[2] == 'unmoved' and tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or 0) ~= tonumber(ARGV[5]) then
+if ARGV[2] == 'unmoved' and tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or 0) ~= tonumber(ARGV[7]) then
   return -1
 end
 -- A server that is out of memory refuses what needs more, unless the script has written before: what has ended must be
 -- able to end, so that memory gets free.
 redis.call('ZREM', KEYS[1], '')
-redis.call('ZREM', KEYS[10], ARGV[1])
+redis.call('ZREM', KEYS[11], ARGV[1])
 local kept = {}
 if ARGV[2] == 'keep' then
-  for i = 5, #ARGV do kept[ARGV[i]] = true end
+  for i = 7, #ARGV do kept[ARGV[i]] = true end
 else
   redis.call('ZREM', KEYS[1], ARGV[1])
 end
@@ -51,6 +53,18 @@ local function bury(id)
   redis.call('PUBLISH', ARGV[4] .. id, 'FAILED')
 end
 
+local function is_cancelled(id)
+  local ttl, record = string.match(redis.call('GET', ARGV[6] .. id) or '', '^(%d+) (.*)$')
+  if not ttl then return false end
+  redis.call('DEL', ARGV[6] .. id)
+  redis.call('HDEL', KEYS[3], id)
+  redis.call('HDEL', KEYS[8], id)
+  redis.call('HINCRBY', KEYS[10], 'cancelled', 1)
+  if ttl ~= '0' then redis.call('SET', ARGV[5] .. id, record, 'PX', ttl) end
+  redis.call('PUBLISH', ARGV[4] .. id, 'FAILED')
+  return true
+end
+
 local held = redis.call('ZRANGE', KEYS[2], 0, -1)
 local moved, buried = 0, 0
 for i = #held, 1, -1 do
@@ -58,10 +72,12 @@ for i = #held, 1, -1 do
   if not kept[id] then
     redis.call('ZREM', KEYS[2], id)
     local message = redis.call('HGET', KEYS[3], id)
-    if message and is_poison(id) then
+    if not message or is_cancelled(id) then
+      -- nothing is left of it
+    elseif is_poison(id) then
       bury(id)
       moved, buried = moved + 1, buried + 1
-    elseif message then
+    else
       local priority = tonumber(string.match(message, '^%d+ %d+ (%-?%d+) ')) or 0
       if priority == 0 then
         redis.call('LPUSH', KEYS[4], id)
