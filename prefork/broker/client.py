@@ -265,6 +265,8 @@ class Client:
         for k in keys:
             self.call(verbs.restore(k, NOBODY, "gone"))  # changes nothing, and yet a replica refuses it
         self._bounded(lambda: client.bzpopmin([k.requests(NOBODY) for k in keys], 0.01), uncertain=False)
+        for k in keys:  # the rights to channels are others than those to keys
+            self._bounded(lambda k=k: client.publish(k.done_prefix + NOBODY, ""), uncertain=False)
 
     def info(self) -> dict[str, Any]:
         """What the server says of itself (INFO)."""

@@ -322,7 +322,8 @@ class Master:
             if not running:
                 self.claims.listen()
             elif not self.settlement.backs_wait:
-                self.claims.turn(self.work.dispatcher.wanted(self.work.times.mix_s, now_s))
+                wanted = self.work.dispatcher.wanted(self.work.times.mix_s, now_s)
+                self.claims.turn(0 if self.settlement.is_full else wanted)
                 if self._burst and self._nothing_left():
                     self._end_burst()
             self.channel.flush()
@@ -331,6 +332,7 @@ class Master:
 
     def _claimed(self, queue: str, ids: list[bytes], messages: list[bytes], states: list[bytes | None]) -> None:
         self._asked_again = False
+        self.settlement.came_back(queue, ids)
         self.work.claimed(queue, ids, messages, states)
 
     def _end_burst(self) -> None:
