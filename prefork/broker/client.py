@@ -70,7 +70,7 @@ class Client:
         if not self._checked:  # not under the lock, so that each thread waits for its own limit only
             self._look_up()
             self._check_version(client)
-            self._check_durability(client)
+            self._check_durability(client, self.durability)
             self._checked = True
         return client
 
@@ -114,8 +114,8 @@ class Client:
             oldest = ".".join(map(str, verbs.OLDEST_SERVER))
             raise BrokerError(f"the broker {self.shown} is {name}; prefork needs Redis {oldest} or newer, or Valkey")
 
-    def _check_durability(self, client: redis.Redis) -> None:
-        if self.durability and (why := self.durability.refused_by(self._bounded(client.info, uncertain=False))):
+    def _check_durability(self, client: redis.Redis, wanted: durability.Durability | None) -> None:
+        if wanted and (why := wanted.refused_by(self._bounded(client.info, uncertain=False))):
             raise BrokerError(f"the broker {self.shown} {why}")
 
     def _bounded(self, ask: Any, *, uncertain: bool) -> Any:
@@ -170,16 +170,15 @@ class Client:
 
     def call(self, call: verbs.Call, *, again: verbs.Call | None = None, uncertain: bool = False) -> Any:
         """Send one verb. Raises BrokerError within the limit; EnqueueUncertain if `uncertain` and the reply is lost."""
-        client = self.connection()
-
-        tries = count()
+        client, tries = self.connection(), count()
 
         def ask() -> Any:
             now = again if next(tries) and again else call
+            wake = now.keys[-1] if now is again else ""
             try:
-                answer = self._sent(client, now.command(), lasting=uncertain)
+                answer = self._sent(client, now.command(), wake, lasting=uncertain)
             except redis.exceptions.NoScriptError:
-                answer = self._sent(client, now.command(in_full=True), lasting=uncertain)
+                answer = self._sent(client, now.command(in_full=True), wake, lasting=uncertain)
             if uncertain and not verbs.is_answer(call.verb, answer):
                 self._connect_anew()
                 raise redis.ConnectionError(f"Protocol error: no answer to {call.verb}")
@@ -187,13 +186,15 @@ class Client:
 
         return self._bounded(ask, uncertain=uncertain)
 
-    def _sent(self, client: redis.Redis, words: tuple[verbs.Argument, ...], *, lasting: bool) -> Any:
+    def _sent(self, client: redis.Redis, words: tuple[verbs.Argument, ...], wake: str, *, lasting: bool) -> Any:
         if not (lasting and self.durability):
             return client.execute_command(*words)  # type: ignore[no-untyped-call]
         pipeline = client.pipeline(transaction=False)  # WAIT is about what the same connection has written
+        if wake:  # a repeat may have nothing to write; what is waited for is behind what another connection wrote
+            pipeline.execute_command("ZADD", wake, "INCR", 1, "0")  # type: ignore[no-untyped-call]
         pipeline.execute_command(*words)  # type: ignore[no-untyped-call]
         pipeline.execute_command(*self.durability.words(round(self.limit_s * TRY * 800)))  # type: ignore[no-untyped-call]
-        reply, waited = pipeline.execute(raise_on_error=False)
+        *_, reply, waited = pipeline.execute(raise_on_error=False)
         for answer in (reply, waited):
             if isinstance(answer, Exception):
                 raise answer
@@ -257,9 +258,12 @@ class Client:
         names = self._bounded(lambda: self.connection().smembers(queues_key(self.prefix)), uncertain=False)
         return sorted(map(facts.name, names))
 
-    def rehearse(self, queues: Iterable[str]) -> None:
+    def rehearse(self, queues: Iterable[str], durability: durability.Durability | None = None) -> None:
         """Ask for what a worker asks for, as one that is none. Raises BrokerError for what the broker refuses it."""
         client = self.connection()
+        self._check_durability(client, durability)
+        if durability:
+            self._bounded(lambda: client.execute_command(*durability.words(1)), uncertain=False)  # type: ignore[no-untyped-call]
         self._bounded(lambda: client.script_load(verbs.script("restore").text), uncertain=False)
         keys = [self.keys(queue) for queue in queues]
         for k in keys:

@@ -24,7 +24,7 @@ import orjson
 from setproctitle import setproctitle
 
 from prefork.app import Prefork
-from prefork.broker import trouble, verbs
+from prefork.broker import durability, trouble, verbs
 from prefork.broker.channel import Channel, Lost
 from prefork.broker.keys import Keys, queues_key, worker_key
 from prefork.config import Settings
@@ -52,6 +52,7 @@ from prefork.worker.work import Work
 log = logging.getLogger("prefork")
 REPORT_TTL_MS = 10_000
 MOST_CHILDREN = 1000
+DURABILITY_S = 2.0  # a disk that is synced every second may take so long
 
 
 class Master:
@@ -86,6 +87,9 @@ class Master:
             dead_ttl_s=settings.dead_ttl_s, max_crashes=settings.max_crashes, fenced=self._fenced,
             later=loop.call_later,
         )  # fmt: skip
+        if settings.durability:
+            self.settlement.durability = durability.parse(settings.durability)
+            self.settlement.wait_s = min(DURABILITY_S, settings.lease_s / 3)
         self.work = self.pool.owner = Work(app, settings, loop, self.clock, self.settlement, self.pool)
         self.work.on_ready = self._child_ready
         names, weights = settings.queues.names, settings.queues.weights

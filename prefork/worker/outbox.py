@@ -4,7 +4,8 @@
 2. A batch whose reply was lost is sent again first of all: settle passes over what is settled already.
 3. A batch that the broker refuses (no memory, read only …) is kept, and sent again a little later. When there is much
    of it, no more is to be claimed, or what comes of it would pile up here.
-4. A batch that the fence refuses (the lease is gone) is dropped: another worker has taken over its messages.
+4. With `durability`, a batch whose outcomes have not got to the disk, or to the replicas, counts as refused.
+5. A batch that the fence refuses (the lease is gone) is dropped: another worker has taken over its messages.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import hiredis
 
 from prefork.broker import verbs
 from prefork.broker.channel import Channel, Lost
+from prefork.broker.durability import Durability
 from prefork.broker.keys import Keys, queues_key
 from prefork.worker.outage import Outage
 
@@ -69,6 +71,8 @@ class Outboxes:
         self._prefix, self._announced = prefix, set[str]()
         self._unsent_follow_ups: list[Callable[[], None]] = []
         self._pausing = False
+        self.durability: Durability | None = None
+        self.wait_s = 0.0  # for it, at most
         self._refusals: set[str] = set()  # what is refused, until it is taken or forgotten
         self.outage = Outage()
 
@@ -100,7 +104,23 @@ class Outboxes:
         refused = f"outcomes of queue {outbox.keys.queue}" in self._refusals
         outbox.backs_wait = refused or (outbox.backs_wait and bool(outbox.records))
         call = verbs.settle(outbox.keys, self.worker, self._dead_max, self._dead_ttl_ms, outbox.sent_plain, words)
-        channel.send(call, lambda reply: self._settled(outbox, reply))
+        if self.durability is None:
+            channel.send(call, lambda reply: self._settled(outbox, reply))
+        else:
+            self._send_to_last(self.durability, call, outbox, channel)
+
+    def _send_to_last(self, durability: Durability, call: verbs.Call, outbox: Outbox, channel: Channel) -> None:
+        """Settled is what has got to the disk, or to the replicas, behind everything that this connection wrote."""
+        replies: list[Any] = []
+
+        def waited(reply: Any) -> None:
+            if not isinstance(reply, Exception) and (missing := durability.missing(reply)):
+                reply = hiredis.ReplyError(f"what was written {missing}")
+            failed = next((it for it in (*replies, reply) if isinstance(it, Exception)), None)
+            self._settled(outbox, failed or replies[0])
+
+        channel.send(call, replies.append)
+        channel.send_words(durability.words(round(self.wait_s * 1000)), waited)
 
     def _settled(self, outbox: Outbox, reply: Any) -> None:
         outbox.in_flight = False
