@@ -111,7 +111,7 @@ class Bench:
         """A worker that runs the task of this round."""
         worker = Worker(self, round, host)
         worker.ready()
-        self.hold.using(queue=round).enqueue(round)
+        self.hold.using(queue_name=round).enqueue(round)
         until(lambda: self.begun(round))
         return worker
 

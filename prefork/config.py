@@ -41,6 +41,7 @@ class Settings:
     max_memory_per_child_bytes: int | None
     max_memory_bytes: int | None
     lease_s: float
+    durability: str | None  # of outcomes; see broker/durability.py
     log_level: str
     log_format: str
     prefix: str | None
@@ -102,6 +103,7 @@ _TABLE = (
         "bytes",
     ),
     Key("lease", _time("1s", "1h"), "10", "Seconds of silence until others take over this worker's tasks.", "s"),
+    Key("durability", values.durability, None, "What outcomes wait for: fsync or replicas:N. Default: nothing."),
     Key("log_level", values.one_of(*_LEVELS), "info", "debug, info, warning, error or critical."),
     Key("log_format", values.one_of("text", "json"), "text", "text for people, json for machines; one line each."),
     Key("prefix", values.prefix, None, "What the names of all keys in Redis begin with. Default: the app's own."),

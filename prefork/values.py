@@ -91,6 +91,13 @@ def one_of(*words: str) -> Callable[[str], str]:
     return parse
 
 
+def durability(raw: str) -> str:
+    """`fsync` or `replicas:N`."""
+    if not isinstance(raw, str) or not re.fullmatch("fsync|replicas:[1-9][0-9]?", raw):
+        raise ValueError(f"must be 'fsync' or 'replicas:N' with N from 1 to 99, not {raw!r}")
+    return raw
+
+
 def app(raw: str) -> str:
     module, _, attribute = raw.partition(":")
     if not all(part.isidentifier() for part in (*module.split("."), attribute)):

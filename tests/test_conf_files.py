@@ -27,6 +27,7 @@ SHOWN = {
     "app",
     "broker",
     "concurrency",
+    "durability",
     "prefix",
     "directory",
     "pidfile",

@@ -17,8 +17,8 @@ from prefork.values import Queues, duration, queue_name
 APP = "app = shop.tasks:app\n"
 ALL_KEYS = (
     "the keys are app, broker, broker_password_file, queues, concurrency, shutdown_timeout, timeout, "
-    "max_tasks_per_child, max_memory_per_child, max_memory, lease, log_level, log_format, prefix, directory, pidfile, "
-    "user, max_crashes, max_takeovers, dead_max, dead_ttl, signing_keys, signing_keys_file"
+    "max_tasks_per_child, max_memory_per_child, max_memory, lease, durability, log_level, log_format, prefix, "
+    "directory, pidfile, user, max_crashes, max_takeovers, dead_max, dead_ttl, signing_keys, signing_keys_file"
 )
 
 
@@ -52,6 +52,7 @@ def test_only_the_app_must_be_given(conf):
         timeout_s=None,
         max_tasks_per_child=None,
         lease_s=10.0,
+        durability=None,
         log_level="INFO",
         log_format="text",
         prefix=None,
@@ -74,6 +75,8 @@ GOOD = [
     ("max_memory_per_child", "none", None),
     ("max_memory", "2GiB", 2 << 30),
     ("max_takeovers", "1", 1),
+    ("durability", "fsync", "fsync"),
+    ("durability", "replicas:2", "replicas:2"),
     ("max_memory_per_child", "200MB", 200_000_000),
     ("max_memory_per_child", "1.5 gib", 3 << 29),
     ("max_memory_per_child", "1048576", 1 << 20),
@@ -364,6 +367,8 @@ BAD = [
     ("max_crashes", "1000000001", "must be a whole number from 1 to 1000000000, not '1000000001'"),
     ("dead_max", "-1", "must be a whole number from 0 to 1000000000, not '-1'"),
     *[(key, raw, f"{SIZE} '{raw}'") for key in ("max_memory", "max_memory_per_child") for raw in SIZES],
+    ("durability", "disk", "must be 'fsync' or 'replicas:N' with N from 1 to 99, not 'disk'"),
+    ("durability", "replicas:0", "must be 'fsync' or 'replicas:N' with N from 1 to 99, not 'replicas:0'"),
     ("max_takeovers", "0", "must be a whole number from 1 to 1000000000, not '0'"),
     ("user", "nobody-there", "there is no user 'nobody-there' on this host"),
     ("user", "root:nobody-there", "there is no group 'nobody-there' on this host"),

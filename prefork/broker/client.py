@@ -74,7 +74,7 @@ class Client:
         if not self._checked:  # not under the lock, so that each thread waits for its own limit only
             self._look_up()
             self._check_version(client)
-            self._check_durability(client)
+            self._check_durability(client, self.durability)
             self._checked = True
         return client
 
@@ -118,8 +118,8 @@ class Client:
             oldest = ".".join(map(str, verbs.OLDEST_SERVER))
             raise BrokerError(f"the broker {self.shown} is {name}; prefork needs Redis {oldest} or newer, or Valkey")
 
-    def _check_durability(self, client: redis.Redis) -> None:
-        if self.durability and (why := self.durability.refused_by(self._bounded(client.info, uncertain=False))):
+    def _check_durability(self, client: redis.Redis, wanted: durability.Durability | None) -> None:
+        if wanted and (why := wanted.refused_by(self._bounded(client.info, uncertain=False))):
             raise BrokerError(f"the broker {self.shown} {why}")
 
     def _bounded(self, ask: Any, *, uncertain: bool) -> Any:
@@ -278,14 +278,19 @@ class Client:
         names = self._bounded(lambda: self.connection().smembers(queues_key(self.prefix)), uncertain=False)
         return sorted(map(facts.name, names))
 
-    def rehearse(self, queues: Iterable[str]) -> None:
+    def rehearse(self, queues: Iterable[str], durability: durability.Durability | None = None) -> None:
         """Ask for what a worker asks for, as one that is none. Raises BrokerError for what the broker refuses it."""
         client = self.connection()
+        self._check_durability(client, durability)
+        if durability:
+            self._bounded(lambda: client.execute_command(*durability.words(1)), uncertain=False)  # type: ignore[no-untyped-call]
         self._bounded(lambda: client.script_load(verbs.script("restore").text), uncertain=False)
         keys = [self.keys(queue) for queue in queues]
         for k in keys:
             self.call(verbs.restore(k, NOBODY, "gone"))  # changes nothing, and yet a replica refuses it
         self._bounded(lambda: client.bzpopmin([k.requests(NOBODY) for k in keys], 0.01), uncertain=False)
+        for k in keys:  # the rights to channels are others than those to keys
+            self._bounded(lambda k=k: client.publish(k.done_prefix + NOBODY, ""), uncertain=False)
 
     def info(self) -> dict[str, Any]:
         """What the server says of itself (INFO)."""

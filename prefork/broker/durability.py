@@ -1,17 +1,17 @@
 """What "accepted" means: in the primary's memory, on its disk, or on replicas too, before `enqueue` returns.
 
-Only an enqueue waits for it. A settlement that is lost with its server costs a second run, which tasks have to bear
-anyway, and its follow-ups are lost and made again with it.
+A worker may ask for the same of outcomes: until they have got there it keeps them, to settle them again by whoever is
+the primary then. Else a settlement that is lost with its server costs a second run.
 
 Source of WAIT and WAITAOF: the documentation of Redis (7.2 for the latter) and Valkey.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
+from prefork import values
 from prefork.broker import verbs
 
 FSYNC_SINCE = (7, 2)
@@ -52,9 +52,5 @@ def parse(text: str | None) -> Durability | None:
     """`fsync` or `replicas:N`; None for None. Raises ValueError that says what is wrong."""
     if text is None:
         return None
-    if text == "fsync":
-        return Durability(fsync=True)
-    found = re.fullmatch("replicas:([1-9][0-9]?)", text) if isinstance(text, str) else None
-    if not found:
-        raise ValueError(f"must be 'fsync' or 'replicas:N' with N from 1 to 99, not {text!r}")
-    return Durability(replicas=int(found[1]))
+    kind, _, replicas = values.durability(text).partition(":")
+    return Durability(fsync=True) if kind == "fsync" else Durability(replicas=int(replicas))

@@ -15,7 +15,7 @@ from typing import Any
 
 from prefork import config
 from prefork.app import Prefork
-from prefork.broker import doctor, verbs
+from prefork.broker import doctor, durability, verbs
 from prefork.cli import privileges
 from prefork.cli.load import left_behind, load_app
 from prefork.config import Settings
@@ -97,7 +97,7 @@ def _stays(settings: Settings, conf: Path) -> bool:
 
 def _ask_broker(app: Prefork, settings: Settings) -> dict[str, Any]:
     """What the broker says of itself, once it is known to do what a worker asks of it. Raises BrokerError."""
-    app.client.rehearse(settings.queues.names)
+    app.client.rehearse(settings.queues.names, durability.parse(settings.durability))
     try:
         return app.client.info()
     except BrokerError:  # a user who may work need not be one who may ask

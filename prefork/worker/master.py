@@ -24,7 +24,7 @@ import orjson
 from setproctitle import setproctitle
 
 from prefork.app import Prefork
-from prefork.broker import trouble, verbs
+from prefork.broker import durability, trouble, verbs
 from prefork.broker.channel import Channel, Lost
 from prefork.broker.keys import Keys, queues_key, worker_key
 from prefork.config import Settings
@@ -52,6 +52,7 @@ from prefork.worker.work import Work
 log = logging.getLogger("prefork")
 REPORT_TTL_MS = 10_000
 MOST_CHILDREN = 1000
+DURABILITY_S = 2.0  # a disk that is synced every second may take so long
 
 
 class Master:
@@ -89,6 +90,9 @@ class Master:
             dead_ttl_s=settings.dead_ttl_s, max_crashes=settings.max_crashes, fenced=self._fenced,
             later=loop.call_later,
         )  # fmt: skip
+        if settings.durability:
+            self.settlement.durability = durability.parse(settings.durability)
+            self.settlement.wait_s = min(DURABILITY_S, settings.lease_s / 3)
         self.work = self.pool.owner = Work(app, settings, loop, self.clock, self.settlement, self.pool)
         self.work.on_ready = self._child_ready
         names, weights = settings.queues.names, settings.queues.weights
@@ -334,7 +338,8 @@ class Master:
             if not running:
                 self.claims.listen()
             elif not self.settlement.backs_wait:
-                self.claims.turn(self.work.dispatcher.wanted(self.work.times.mix_s, now_s))
+                wanted = self.work.dispatcher.wanted(self.work.times.mix_s, now_s)
+                self.claims.turn(0 if self.settlement.is_full else wanted)
                 if self._burst and self._nothing_left():
                     self._end_burst()
             self.channel.flush()
@@ -343,6 +348,7 @@ class Master:
 
     def _claimed(self, queue: str, ids: list[bytes], messages: list[bytes], states: list[bytes | None]) -> None:
         self._asked_again = False
+        self.settlement.came_back(queue, ids)
         self.work.claimed(queue, ids, messages, states)
 
     def _end_burst(self) -> None:

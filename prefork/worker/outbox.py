@@ -2,8 +2,10 @@
 
 1. Once a turn of the loop, a queue's outbox is sent as one `settle`; the next one goes when its reply has come.
 2. A batch whose reply was lost is sent again first of all: settle passes over what is settled already.
-3. A batch that the broker refuses (no memory, read only …) is kept, and sent again a little later.
-4. A batch that the fence refuses (the lease is gone) is dropped: another worker has taken over its messages.
+3. A batch that the broker refuses (no memory, read only …) is kept, and sent again a little later. When there is much
+   of it, no more is to be claimed, or what comes of it would pile up here.
+4. With `durability`, a batch whose outcomes have not got to the disk, or to the replicas, counts as refused.
+5. A batch that the fence refuses (the lease is gone) is dropped: another worker has taken over its messages.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ import hiredis
 
 from prefork.broker import verbs
 from prefork.broker.channel import Channel, Lost
+from prefork.broker.durability import Durability
 from prefork.broker.keys import Keys, queues_key
 from prefork.worker.outage import Outage
 
 BATCH = 1000
 BATCH_BYTES = 4 << 20
 REFUSED_PAUSE_S = 0.5
+MOST_REFUSED = 1000  # outcomes kept of messages that were claimed although the broker refuses outcomes
 Record = tuple[verbs.Argument, ...]
 
 
@@ -67,6 +71,9 @@ class Outboxes:
         self._prefix, self._announced = prefix, set[str]()
         self._unsent_follow_ups: list[Callable[[], None]] = []
         self._pausing = False
+        self.durability: Durability | None = None
+        self.wait_s = 0.0  # for it, at most
+        self._refusals: set[str] = set()  # what is refused, until it is taken or forgotten
         self.outage = Outage()
 
     def add_queue(self, keys: Keys) -> None:
@@ -94,9 +101,26 @@ class Outboxes:
                 break
         outbox.sent_records, outbox.records = outbox.records[:taken], outbox.records[taken:]
         outbox.in_flight = True
-        outbox.backs_wait = outbox.backs_wait and bool(outbox.records)
+        refused = f"outcomes of queue {outbox.keys.queue}" in self._refusals
+        outbox.backs_wait = refused or (outbox.backs_wait and bool(outbox.records))
         call = verbs.settle(outbox.keys, self.worker, self._dead_max, self._dead_ttl_ms, outbox.sent_plain, words)
-        channel.send(call, lambda reply: self._settled(outbox, reply))
+        if self.durability is None:
+            channel.send(call, lambda reply: self._settled(outbox, reply))
+        else:
+            self._send_to_last(self.durability, call, outbox, channel)
+
+    def _send_to_last(self, durability: Durability, call: verbs.Call, outbox: Outbox, channel: Channel) -> None:
+        """Settled is what has got to the disk, or to the replicas, behind everything that this connection wrote."""
+        replies: list[Any] = []
+
+        def waited(reply: Any) -> None:
+            if not isinstance(reply, Exception) and (missing := durability.missing(reply)):
+                reply = hiredis.ReplyError(f"what was written {missing}")
+            failed = next((it for it in (*replies, reply) if isinstance(it, Exception)), None)
+            self._settled(outbox, failed or replies[0])
+
+        channel.send(call, replies.append)
+        channel.send_words(durability.words(round(self.wait_s * 1000)), waited)
 
     def _settled(self, outbox: Outbox, reply: Any) -> None:
         outbox.in_flight = False
@@ -111,7 +135,8 @@ class Outboxes:
             if not isinstance(reply, Lost):
                 self._refused(f"outcomes of queue {outbox.keys.queue}", reply)
         else:
-            self.outage.ends("outcomes")
+            outbox.backs_wait = outbox.backs_wait and bool(outbox.records)
+            self._taken(f"outcomes of queue {outbox.keys.queue}")
         outbox.sent_plain, outbox.sent_records, outbox.sent_progress = [], [], {}
 
     @property
@@ -124,6 +149,18 @@ class Outboxes:
         """Whether a claim sent now would overtake messages that are on their way back."""
         return any(outbox.backs_wait for outbox in self.outboxes.values())
 
+    @property
+    def is_full(self) -> bool:
+        """Whether so much is refused that nothing more should be claimed."""
+        return bool(self._refusals) and self.unsettled() >= MOST_REFUSED
+
+    def came_back(self, queue: str, ids: list[bytes]) -> None:
+        """Messages that were claimed. A script that the broker broke off may have put them into their queue: what was
+        said of them then must not be said again, of this run."""
+        if self._refusals:
+            outbox, again = self.outboxes[queue], {id.decode("utf-8", "replace") for id in ids}
+            outbox.records = [record for record in outbox.records if record[0] not in again]
+
     def unsettled(self) -> int:
         """How many messages are decided here, and not known to be settled there."""
         return sum(len(outbox.ids()) for outbox in self.outboxes.values())
@@ -135,20 +172,28 @@ class Outboxes:
             outbox.held_back.clear()  # replies that are still due look there
             self.outboxes[queue] = Outbox(outbox.keys)
         self._unsent_follow_ups.clear()
+        for what in tuple(self._refusals):
+            self._taken(what)
         return count
 
     def _refused(self, what: str, reply: Exception) -> None:
         """The broker answers but does not take it (no memory, read only …): keep it, ask again a little later."""
+        self._refusals.add(what)
+        self.outage.begins(what, f"the broker does not take {what}: {reply}")
         if self._pausing:
             return
         self._pausing = True
-        self.outage.begins("outcomes", f"the broker does not take {what}: {reply}")
 
         def go_on() -> None:
             self._pausing = False
             self.resend()
 
         self._later(REFUSED_PAUSE_S, go_on)
+
+    def _taken(self, what: str) -> None:
+        """It is taken, perhaps again; or nobody is left to whom it matters."""
+        self._refusals.discard(what)
+        self.outage.ends(what)
 
     def resend(self) -> None:
         """Send the follow-ups again that did not get through."""
@@ -184,6 +229,7 @@ class Outboxes:
                 if not isinstance(reply, Lost):
                     self._refused(f"follow-ups to queue {queue}", reply)
                 return
+            self._taken(f"follow-ups to queue {queue}")
             waiting.discard(queue)
             if not waiting:
                 outbox.held_back.discard(done[0])

@@ -116,7 +116,7 @@ class Shutdown:
         # Those that ran were claimed before those that had not started, and are to be first in line again.
         self._settlement.put_back(self.unstarted)
         self._settlement.put_back(self.killed)
-        self._loop.call_later(LAST_WORDS_S, self._give_up)
+        self._loop.call_later(LAST_WORDS_S + self._settlement.wait_s, self._give_up)
 
     def turn(self) -> None:
         """Once a turn of the loop: go on to the next step when this one is done."""

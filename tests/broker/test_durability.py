@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,9 @@ from prefork.broker import verbs
 from prefork.broker.durability import Durability, parse
 from prefork.errors import BrokerError
 from tests.broker.bench import Bench
-from tests.conftest import SLACK_S, Server, until
+from tests.conftest import SLACK_S, Project, Server, until
+from tests.process.proxy import Network
+from tests.process.scene import counts
 
 
 def app_on(server: Server, durability: str, limit_s: float = 5.0) -> Prefork:
@@ -109,3 +112,80 @@ def test_what_does_not_reach_its_replicas_in_time_is_said_so_and_stands_all_the_
     replica.process.send_signal(signal.SIGCONT)
     assert primary.client.llen("prefork:{default}:pending") == 2
     add.enqueue(3)
+
+
+def test_a_repeat_waits_for_what_another_connection_has_written(with_replica: tuple[Server, Server]) -> None:
+    primary, replica = with_replica
+    with Network(primary.path) as network:
+        app = Prefork("test", broker=f"redis://127.0.0.1:{network.port}/0", durability="replicas:1", limit_s=2.0)
+        task = app.task(name="add")(add)
+        task.enqueue(1)
+        assert replica.process
+        replica.process.send_signal(signal.SIGSTOP)
+        network.lose(verbs.script("enqueue").sha.encode())
+        with pytest.raises(EnqueueUncertain, match="has reached 0 of 1 replicas"):
+            task.enqueue(2)
+        assert network.lost == 1
+        replica.process.send_signal(signal.SIGCONT)
+        app.client.close()
+
+
+# -- outcomes ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_outcome_that_a_failover_would_have_lost_is_settled_by_the_new_primary(
+    server_binary: str, tmp_path: Path
+) -> None:
+    primary = Server(server_binary)
+    with Network(primary.path) as replication, Network(primary.path) as network:
+        replica = Server(server_binary, "--replicaof", "127.0.0.1", str(replication.port))
+        until(lambda: replica.client.info("replication")["master_link_status"] == "up")
+        project = Project(tmp_path, primary, f"tasks_lasting_{network.port}")
+        try:
+            worker = project.worker(f"broker = redis://127.0.0.1:{network.port}/0\ndurability = replicas:1")
+            result = project.tasks.nap.enqueue(1, 1.0)
+            until(lambda: project.lines("started"))
+            assert primary.client.execute_command("WAIT", 1, 5000) == 1
+            replication.set("drop")
+            worker.wait_for("does not take outcomes of queue default: what was written has reached 0 of 1 replicas")
+            primary.kill()
+            network.target = replica.path
+            replica.client.execute_command("REPLICAOF", "NO", "ONE")
+            other = Server(server_binary, "--replicaof", f"127.0.0.1 {replication.port}")
+            replication.target = replica.path
+            replication.heal()
+            project.tasks.app.client.url = replica.url
+            project.tasks.app.client.close()
+            assert result.wait(timeout=20) == 1
+            worker.wait_for("the broker is back after")
+            assert counts(project, "ended") == {"1": 1}
+            assert worker.stop() == 0
+            other.close()
+        finally:
+            project.close()
+            replica.close()
+            primary.close()
+
+
+def test_outcomes_on_disk(own_project: Project) -> None:
+    server = own_project.server
+    if tuple(map(int, server.client.info("server")["redis_version"].split(".")[:2])) < (7, 2):
+        pytest.skip("needs WAITAOF")
+    worker = own_project.worker("durability = fsync")
+    results = own_project.tasks.app.enqueue_many(own_project.tasks.add.s(n) for n in range(100))
+    assert [result.wait(timeout=20) for result in results] == list(range(2, 102))
+    assert server.client.info("commandstats")["cmdstat_waitaof"]["calls"] > 1
+    server.client.config_set("appendonly", "no")
+    own_project.tasks.add.enqueue(1)
+    worker.wait_for("does not take outcomes of queue default")
+    server.client.config_set("appendonly", "yes")
+    worker.wait_for("the broker is back after")
+    assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("flags", [(), ("--check",)])
+def test_a_worker_is_refused_at_its_start_where_the_server_lacks_it(project: Project, flags: tuple[str, ...]) -> None:
+    worker = project.worker("durability = fsync", *flags, wait=False)
+    assert worker.wait() == 69
+    assert "CONFIG SET appendonly yes" in worker.log or "cannot say what is on its disk" in worker.log
+    assert worker.log.count("\n") == 1

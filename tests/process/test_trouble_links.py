@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from prefork import Prefork
 from prefork.worker.dispatch import MAX_DEPTH
+from prefork.worker.outbox import MOST_REFUSED
 from tests.conftest import SLACK_S, Project, Server, until
 from tests.process import test_trouble
 from tests.process.scene import Clock, active, counts, gone, key
@@ -24,6 +25,31 @@ def big(n, ballast):
     note("big", n)
     return n
 """
+
+MANY = 2 * MOST_REFUSED + 2000
+
+SPLIT = """
+@app.task(name="split", result_ttl=600, takes_context=True)
+def split(context, n):
+    note("split", n)
+    context.enqueue(add.using(queue_name="other").s(n))
+"""
+
+
+def allow(what: str) -> Callable[[Scene], None]:
+    return lambda scene: scene.client.execute_command("ACL", "SETUSER", "bob", what)
+
+
+def spoil(scene: Scene) -> None:
+    scene.client.rename(key("m", "other"), "aside")
+    scene.client.set(key("m", "other"), "no hash")
+
+
+# What begins it, and what ends it.
+REFUSALS: dict[str, tuple[Callable[[Scene], object], Callable[[Scene], object]]] = {
+    "outcomes": (allow("-set"), allow("+set")),
+    "follow_ups": (spoil, lambda scene: scene.client.rename("aside", key("m", "other"))),
+}
 
 # In the master: what is kept for the broker, told when it is asked.
 WATCHED = """
@@ -156,6 +182,50 @@ def test_what_is_kept_for_the_broker_is_bounded_by_what_was_claimed(scene: Scene
     until(lambda: len(scene.project.lines("quick")) == 6000)
     until(lambda: active(scene.project) == 0)
     assert set(counts(scene.project, "quick").values()) == {1}
+    assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_is_kept_for_a_broker_that_takes_no_outcomes_is_bounded(scene: Scene, name: str) -> None:
+    """It still hands out messages; but what they come to would pile up in the master."""
+    begin, end = REFUSALS[name]
+    scene.client.execute_command("ACL", "SETUSER", "bob", "on", ">old", "~*", "&*", "+@all")
+    scene.project.add(SPLIT)
+    worker = scene.worker("lease = 30", userinfo="bob:old@")
+    app, split = scene.project.tasks.app, scene.project.tasks.split
+    split.enqueue(0).wait(timeout=20)
+    begin(scene)
+    app.enqueue_many(split.s(n) for n in range(1, MANY))
+    worker.wait_for("does not take")
+    seen = -1
+    clock = Clock()
+    while clock.s < 1.2:  # until nothing more is run, nor because of what is tried meanwhile
+        if (now := len(scene.project.lines("split"))) != seen:
+            seen, clock = now, Clock()
+    assert 0 < seen < MOST_REFUSED + 2 * 2 * MAX_DEPTH
+    assert len(test_trouble.troubles(worker)) == 1, "said once"
+    end(scene)
+    until(lambda: len(scene.project.lines("split")) == MANY, 40)
+    until(lambda: active(scene.project) == 0, 40)
+    assert set(counts(scene.project, "split").values()) == {1}, "also of those that a broken-off script has put back"
+    assert scene.client.llen(key("pending", "other")) == MANY
+    assert worker.stop() == 0
+
+
+def test_a_user_without_channels_is_refused_at_the_start_and_costs_nothing_later(scene: Scene) -> None:
+    """As Redis 7 makes users, unless it is told otherwise."""
+    scene.client.execute_command("ACL", "SETUSER", "bob", "on", ">old", "~*", "+@all", "resetchannels")
+    worker = scene.worker(userinfo="bob:old@", wait=False)
+    assert worker.wait() == 69
+    assert "does not permit this user what prefork needs" in worker.log
+    assert worker.log.count("\n") == 1
+    scene.client.execute_command("ACL", "SETUSER", "bob", "allchannels")
+    worker = scene.worker(userinfo="bob:old@")
+    scene.client.execute_command("ACL", "SETUSER", "bob", "resetchannels")
+    quick = scene.project.tasks.quick
+    results = [quick.enqueue(n) for n in range(100)]
+    assert [result.wait(timeout=20) for result in results] == list(range(100))
+    assert test_trouble.troubles(worker) == []
     assert worker.stop() == 0
 
 

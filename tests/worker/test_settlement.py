@@ -15,7 +15,7 @@ from prefork.message import Header, Message, State, new_id
 from prefork.retry import UNKNOWN_TASK_DELAYS_S
 from prefork.worker.evidence import of_failure
 from prefork.worker.handoff import DONE, DONE_WITH_FOLLOW_UPS, FAILED, Answer, Order, Terms
-from prefork.worker.outbox import BATCH, BATCH_BYTES
+from prefork.worker.outbox import BATCH, BATCH_BYTES, MOST_REFUSED
 from prefork.worker.settlement import Settlement
 
 NOW_MS = 1764000000000
@@ -459,6 +459,43 @@ def test_a_batch_whose_reply_was_lost_is_sent_again_first_of_all(desk: Desk) -> 
     assert [record[1] for record in records] == [second.message.id, later.message.id]
     assert desk.it.is_empty
     assert not desk.later
+
+
+def test_nothing_is_claimed_behind_a_batch_that_was_refused_until_it_is_taken(desk: Desk) -> None:
+    """A script may be broken off when it has put some back: claimed behind it, they would be put back again."""
+    desk.it.put_back([desk.order() for _ in range(2)])
+    desk.flush()
+    assert not desk.it.backs_wait
+    desk.wire.reply(hiredis.ReplyError("WRONGTYPE"))
+    desk.later.pop()[1]()
+    desk.flush()
+    assert desk.it.backs_wait
+    desk.wire.reply([NOW_MS, 2])
+    assert not desk.it.backs_wait
+
+
+def test_what_was_claimed_behind_a_batch_that_was_broken_off_is_not_put_back_in_the_midst_of_its_run(
+    desk: Desk,
+) -> None:
+    first, second = desk.order(), desk.order()
+    desk.it.put_back([first, second])
+    desk.flush()
+    desk.wire.reply(hiredis.ReplyError("WRONGTYPE"))
+    desk.it.came_back("default", [second.message.id.encode()])
+    desk.later.pop()[1]()
+    assert desk.record()[:2] == ("back", first.message.id)
+
+
+def test_what_is_refused_fills_up_and_what_is_forgotten_does_not(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(MOST_REFUSED):
+        desk.answer(desk.order("quiet"), DONE)
+    assert not desk.it.is_full, "it is on its way"
+    desk.flush()
+    desk.wire.reply(hiredis.ReplyError("WRONGTYPE"))
+    assert desk.it.is_full
+    desk.it.forget_all()
+    assert not desk.it.is_full
+    assert "the broker is back" in caplog.text
 
 
 def test_a_refused_batch_is_kept_and_sent_again_after_a_pause(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:

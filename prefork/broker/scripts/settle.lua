@@ -69,7 +69,7 @@ end
 
 local function finish(id, ttl, record, status)
   if ttl ~= '0' then redis.call('SET', ARGV[2] .. id, record, 'PX', ttl) end
-  redis.call('PUBLISH', ARGV[3] .. id, status)
+  redis.pcall('PUBLISH', ARGV[3] .. id, status) -- who waits looks again by itself; a user may lack the channels
 end
 
 local function bury(id, state)
