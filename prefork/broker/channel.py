@@ -27,6 +27,7 @@ from prefork.errors import BrokerError
 Callback = Callable[[Any], None]
 CONNECT_LIMIT_S = 5.0
 REPLY_LIMIT_S = 10.0
+READ_BYTES = 1 << 16  # malloc maps and unmaps what is larger, each time
 QUIET_LIMIT_S = 5.0  # what is large may take longer than its limit, as long as anything moves
 NEXT_LIMIT_S = 0.2  # for the reply behind it
 LONGEST_PAUSE_S = 1.0
@@ -269,7 +270,7 @@ class Channel:
         end: OSError | None = None
         assert here
         try:
-            while data := here.recv(1 << 18):
+            while data := here.recv(READ_BYTES):
                 self._moved_s = time.monotonic()
                 self._reader.feed(data)
                 if len(data) < 1 << 14:

@@ -33,6 +33,7 @@ WILL_LAST = 1  # flag: worth a process title of its own
 READY, DONE, DONE_WITH_FOLLOW_UPS, FAILED, PROGRESS, BOOT_FAILED = range(6)  # kinds of answers
 
 LARGEST_ANSWER = 64 << 20
+READ_BYTES = 1 << 16  # malloc maps and unmaps what is larger, each time, which takes longer than the read
 LONGEST_S = 1e10  # infinity, and what is no number, would stay in all means for ever
 
 
@@ -173,7 +174,7 @@ class MasterEnd:
         if self.answer_r < 0:  # it was closed after the child's death
             return None
         try:
-            data = os.read(self.answer_r, 1 << 18)
+            data = os.read(self.answer_r, READ_BYTES)
         except BlockingIOError:
             return None
         if not data:
@@ -291,7 +292,7 @@ class ChildEnd:
             return True
         parts = [self._buffer[self._at :]]
         while missing > 0:
-            data = os.read(self._task_r, max(1 << 16, missing))
+            data = os.read(self._task_r, max(READ_BYTES, missing))
             if not data:
                 return False
             parts.append(data)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import redis
 
 from prefork.broker import verbs
 from tests.broker.bench import PAYLOAD, Bench
@@ -163,3 +164,20 @@ def test_what_was_handed_over_and_is_not_known_goes_back_to_the_front(bench: Ben
     bench.put("b")
     assert bench.restore("w", "keep") == 1
     assert bench.pending == ["a", "b"]
+
+
+@pytest.mark.parametrize("banned", ["-exists", "-zpopmin", "-publish", "resetchannels"])
+def test_a_user_who_may_not_hand_over_has_it_claimed(real_bench: Bench, banned: str) -> None:
+    bench = real_bench
+    bench.lease("w")
+    wait_for_work(bench, "w")
+    bench.client.execute_command("ACL", "SETUSER", "timid", "reset", "on", "nopass", "~*", "&*", "+@all", banned)
+    how = bench.client.connection_pool.connection_kwargs | {"username": "timid", "password": "any"}
+    timid = redis.Redis(connection_pool=redis.ConnectionPool(bench.client.connection_pool.connection_class, **how))
+    with connected(bench, "w") as heard:
+        call = verbs.enqueue(bench.keys, [verbs.Entry("q", "a", 0, "", PAYLOAD)])
+        timid.execute_command(*call.command(in_full=True))
+    timid.close()
+    assert not heard
+    assert bench.places() == {"a": ["pending"]}
+    assert bench.awake

@@ -11,17 +11,20 @@ local ready = {}
 local woken = false
 
 -- A single message that finds nothing before it goes straight to a worker that waits for one: it is active there from
--- now on, and travels with the wake-up. PUBLISH tells whether that worker is still connected.
+-- now on, and travels with the wake-up. PUBLISH tells whether that worker is still connected. A user who may not do this
+-- has it claimed: the message is stored by now, and no error may leave it in no place.
 local function handed_over(id, message)
-  if #ARGV > 7 or redis.call('EXISTS', KEYS[2], KEYS[3], KEYS[8]) > 0 then return false end
+  if #ARGV > 7 or redis.pcall('EXISTS', KEYS[2], KEYS[3], KEYS[8]) ~= 0 then return false end
   while true do
-    local idle = redis.call('ZPOPMIN', KEYS[7])
-    if not idle[1] then return false end
-    local worker, ends = idle[1], redis.call('ZSCORE', KEYS[6], idle[1])
-    if ends and tonumber(ends) > now
-      and redis.call('PUBLISH', ARGV[3] .. worker, idle[2] .. ' ' .. #id .. ' ' .. id .. message) > 0 then
-      redis.call('ZADD', ARGV[2] .. worker, now * 2048 + math.floor(time[2] % 1000 * 2.048), id)
-      return true
+    local idle = redis.pcall('ZPOPMIN', KEYS[7])
+    local worker = idle[1]
+    if not worker then return false end
+    local ends, active = redis.pcall('ZSCORE', KEYS[6], worker), ARGV[2] .. worker
+    if tonumber(ends) and tonumber(ends) > now
+      and redis.pcall('ZADD', active, now * 2048 + math.floor(time[2] % 1000 * 2.048), id) == 1 then
+      local heard = redis.pcall('PUBLISH', ARGV[3] .. worker, idle[2] .. ' ' .. #id .. ' ' .. id .. message)
+      if type(heard) == 'number' and heard > 0 then return true end
+      redis.call('ZREM', active, id)
     end
   end
 end
