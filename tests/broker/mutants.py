@@ -19,7 +19,7 @@ FENCE = "if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then"
 # script -> (what is there, what stands there instead); the first one that is found is replaced
 MUTANTS: dict[str, list[tuple[str, str]]] = {
     "enqueue": [
-        ("redis.call('HSETNX', KEYS[1], id, stamp", "redis.call('HSET', KEYS[1], id, stamp"),
+        ("redis.call('HSETNX', KEYS[1], id, message)", "redis.call('HSET', KEYS[1], id, message)"),
         ("not finished and ", ""),
         ("due < tonumber(first[2])", "due > tonumber(first[2])"),
         ("if woken then", "if false then"),
@@ -40,11 +40,10 @@ MUTANTS: dict[str, list[tuple[str, str]]] = {
         ("if ranked and #ids < n then take_ranked('(0', '+inf') end", ""),
         ("  redis.call('ZADD', KEYS[8], 0, '0') -- for another idle master", ""),
         ("  redis.call('DEL', KEYS[8])", ""),
-        ("+ (i - 1) / 2000", ""),
-        ("time[2] / 1000\n  for", "math.floor(time[2] / 1000)\n  for"),
+        ("exact + i", "exact"),
         ("redis.call('ZADD', KEYS[6], -priority, id)", "redis.call('RPUSH', KEYS[5], id)"),
         ("return #ids < n", "return false"),
-        ("if found[i] == '0 cancelled' then", "if false then"),
+        ("if message == '0 cancelled' then", "if false then"),
     ],
     "settle": [
         (FENCE, "if false then"),
@@ -90,10 +89,10 @@ MUTANTS: dict[str, list[tuple[str, str]]] = {
         ("  redis.call('HINCRBY', KEYS[10], 'cancelled', 1)\n", ""),
     ],
     "beat": [
-        ("if ARGV[3] == '0' and", "if false and"),
+        ("if not held then return", "if false then return"),
         ("now + tonumber(ARGV[2])", "now"),
-        ("if redis.call('EXISTS', KEYS[5]) == 1 then waiting = 0 end", ""),
-        ("+ redis.call('ZCARD', KEYS[3])", ""),
+        ("if waiting > 0 and redis.call('EXISTS', KEYS[5]) == 1 then waiting = 0 end", ""),
+        ("'EXISTS', KEYS[2], KEYS[3]", "'EXISTS', KEYS[2]"),
         ("'ZRANGE', KEYS[4], 0, 0", "'ZRANGE', KEYS[4], -1, -1"),
     ],
     "cancel": [
