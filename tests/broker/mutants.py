@@ -35,7 +35,7 @@ MUTANTS: dict[str, list[tuple[str, str]]] = {
         ("redis.call('RPUSH', KEYS[5], id)", "redis.call('LPUSH', KEYS[5], id)"),
         ("if redis.call('EXISTS', KEYS[9]) == 1", "if false"),
         ("redis.call('LPOP', KEYS[5]", "redis.call('RPOP', KEYS[5]"),
-        ("      redis.call('HDEL', KEYS[3], id)\n", ""),
+        ("      redis.call('HDEL', KEYS[3], taken[i])\n", ""),
         ("take_ranked('-inf', '(0')", "take_ranked('(0', '+inf')"),
         ("if ranked and #ids < n then take_ranked('(0', '+inf') end", ""),
         ("  redis.call('ZADD', KEYS[8], 0, '0') -- for another idle master", ""),
