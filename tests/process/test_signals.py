@@ -200,8 +200,8 @@ def test_a_reload_under_load_loses_and_repeats_nothing(project: Project) -> None
 
 def test_what_the_old_version_could_not_put_back_is_not_taken_for_the_new_ones_own(own_project: Project) -> None:
     project = own_project
-    worker = project.worker("concurrency = 1\nlease = 1s\nshutdown_timeout = 500ms")
-    nap = project.tasks.nap.enqueue("nap", 2)
+    worker = project.worker("concurrency = 1\nlease = 1s\nshutdown_timeout = 3s")
+    nap = project.tasks.nap.enqueue("nap", 6)
     until(lambda: project.lines("started"))
     worker.send(signal.SIGHUP)
     until(lambda: reloads(worker))
@@ -210,7 +210,7 @@ def test_what_the_old_version_could_not_put_back_is_not_taken_for_the_new_ones_o
     until(lambda: "these tasks will run again" in worker.log)
     project.server.process.send_signal(signal.SIGCONT)
     until(lambda: ready(worker) == 2)
-    assert nap.wait(timeout=20) == "nap"
+    assert nap.wait(timeout=40) == "nap"
     assert worker.stop() == 0
     assert len({line.split("worker ")[1].split()[0] for line in worker.log.splitlines() if "is ready" in line}) == 2
 
