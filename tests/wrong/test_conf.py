@@ -100,7 +100,7 @@ def test_a_number_that_cannot_be(tmp_path: Path, key: str, raw: str) -> None:
 
 def test_no_key_that_is_a_number_is_left_out_here() -> None:
     words = {"app", "broker", "queues", "log_level", "log_format", "prefix", "directory", "pidfile", "user"}
-    words |= {"broker_password_file", "signing_keys", "signing_keys_file"}
+    words |= {"broker_password_file", "durability", "signing_keys", "signing_keys_file"}
     assert set(KEYS) - words == set(TIMES | COUNTS | SIZES)
 
 
