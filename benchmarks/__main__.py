@@ -174,7 +174,10 @@ def main() -> int:
             for row in options.rows:
                 mine = [side for side in all_sides.values() if takes_part(row, side)]
                 everything.append(Results(row, {side.name: [] for side in mine}))
+                begun = time.monotonic()
                 measure(everything[-1], rounds_of(row, options), mine, options.scale, binary, progress)
+                if not console.is_terminal:  # where no bar moves
+                    progress.print(f"{row.name}: {time.monotonic() - begun:.0f} s")
         except KeyboardInterrupt:
             interrupted = True
     table.print_figures(console, everything, next((name for name in all_sides if "@" in name), ""))
