@@ -138,7 +138,7 @@ def guard(console: Console, everything: list[Results]) -> int:
 
 
 def verdict(results: Results) -> tuple[bool, str]:
-    """Of one row of the guard. On a machine that others use, time says little; CPU judges, unless they use most of it."""
+    """Of one row of the guard. On a machine that others use, time says little: CPU judges, unless they use most of it."""
     if results.failures:
         return False, "not measured"
     by_time = Summary(results.ratios("rate", LIMIT)).median
@@ -157,7 +157,7 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 130)
     if options.list:
         for row in options.rows:
-            console.print(f"{row.name:16} {row.figures[0].what}", highlight=False)
+            console.print(f"{row.name:21} {row.figures[0].what}", highlight=False)
         return 0
     try:
         binary = options.server or bundled_server()
