@@ -29,7 +29,8 @@ from benchmarks.sides import LIMIT, PREFORK, BenchError, Side
 GUARD = "throughput"
 GUARD_BOUND = 0.35  # of the limit; half of what is aimed at: only a real loss gets below that
 GUARD_ROUNDS = 3
-GUARD_OTHERS = 15.0  # percent of the machine
+GUARD_OTHERS = 15.0  # percent of the machine, beyond which time says little
+GUARD_BLIND = 50.0  # beyond which CPU does not either: batches stay small, caches cold
 
 
 def arguments() -> argparse.Namespace:
@@ -129,28 +130,26 @@ def machine(binary: str) -> dict[str, Any]:
 
 
 def guard(console: Console, everything: list[Results]) -> int:
-    """Whether the throughput is a share of the limit that it has to be. -> 0 if so
+    """Whether the throughput is a share of the limit that it has to be. -> 0 if so, or if nobody can tell"""
+    verdicts = [verdict(results) for results in everything]
+    for results, (_, said) in zip(everything, verdicts, strict=True):
+        console.print(f"{results.row.name}: {said}", highlight=False, soft_wrap=True)
+    return 0 if all(good for good, _ in verdicts) else 1
 
-    On a machine that others use, the time that a task takes says little. CPU time judges then.
-    """
-    status = 0
-    for results in everything:
-        by_time, by_cpu = Summary(results.ratios("rate", LIMIT)), Summary(results.ratios("cpu_us", LIMIT))
-        others = Summary(results.values(PREFORK, "others"))
-        if results.failures:
-            console.print(f"{results.row.name}: not measured")
-            status = 1
-            continue
-        shares = by_time.median, 1 / by_cpu.median
-        good = shares[others.median > GUARD_OTHERS] >= GUARD_BOUND
-        console.print(
-            f"{results.row.name}: {shares[0]:.2f} of the bare limit by time, {shares[1]:.2f} by CPU; others took "
-            f"{others.median:.0f} % of the machine, so {'CPU' if others.median > GUARD_OTHERS else 'time'} counts; "
-            f"at least {GUARD_BOUND} is wanted: {'ok' if good else 'TOO SLOW'}",
-            soft_wrap=True,
-        )
-        status |= not good
-    return status
+
+def verdict(results: Results) -> tuple[bool, str]:
+    """Of one row of the guard. On a machine that others use, time says little: CPU judges, unless they use most of it."""
+    if results.failures:
+        return False, "not measured"
+    by_time = Summary(results.ratios("rate", LIMIT)).median
+    by_cpu = 1 / Summary(results.ratios("cpu_us", LIMIT)).median
+    others = Summary(results.values(PREFORK, "others")).median
+    said = f"{by_time:.2f} of the bare limit by time, {by_cpu:.2f} by CPU; others took {others:.0f} % of the machine"
+    if others > GUARD_BLIND:
+        return True, f"{said}, too much to judge"
+    judged, kind = (by_cpu, "CPU") if others > GUARD_OTHERS else (by_time, "time")
+    good = judged >= GUARD_BOUND
+    return good, f"{said}, so {kind} counts; at least {GUARD_BOUND} is wanted: {'ok' if good else 'TOO SLOW'}"
 
 
 def main() -> int:
@@ -158,7 +157,7 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 130)
     if options.list:
         for row in options.rows:
-            console.print(f"{row.name:16} {row.figures[0].what}", highlight=False)
+            console.print(f"{row.name:21} {row.figures[0].what}", highlight=False)
         return 0
     try:
         binary = options.server or bundled_server()
@@ -174,7 +173,10 @@ def main() -> int:
             for row in options.rows:
                 mine = [side for side in all_sides.values() if takes_part(row, side)]
                 everything.append(Results(row, {side.name: [] for side in mine}))
+                begun = time.monotonic()
                 measure(everything[-1], rounds_of(row, options), mine, options.scale, binary, progress)
+                if not console.is_terminal:  # where no bar moves
+                    progress.print(f"{row.name}: {time.monotonic() - begun:.0f} s")
         except KeyboardInterrupt:
             interrupted = True
     table.print_figures(console, everything, next((name for name in all_sides if "@" in name), ""))

@@ -14,7 +14,7 @@ DAY_S = 86_400
 
 def backlog(scene: Scene) -> Values:
     """The same work with nothing behind it, with many tasks behind it, and beside many that are scheduled."""
-    many, some = scene.scale.pick(1_000_000, 200_000, 3000), scene.scale.pick(100_000, 30_000, 500)
+    many, some = scene.scale.pick(1_000_000, 100_000, 3000), scene.scale.pick(100_000, 30_000, 500)
     none = variant(scene, some, some)
     waiting = variant(scene, some, many)
     scene.call("later", many, DAY_S)

@@ -23,7 +23,7 @@ def producers(scene: Scene) -> Values:
 
 def rate(scene: Scene, per_s: float | None) -> float:
     """No-ops that a worker runs in a second, beside producers that enqueue so many."""
-    count = scene.scale.pick(200_000, 80_000, 1000)
+    count = scene.scale.pick(200_000, 50_000, 1000)
     worker = scene.warm(2)
     scene.cli("pause", "default")
     scene.call("fill", count)

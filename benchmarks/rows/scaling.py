@@ -11,7 +11,7 @@ SIZES = 2, 8, 32, 100, 200
 
 def scaling(scene: Scene) -> Values:
     """Each size in turn; all children are up before the first task is let go."""
-    count = scene.scale.pick(200_000, 60_000, 1000)
+    count = scene.scale.pick(200_000, 40_000, 1000)
     values: Values = {}
     best, worst = 0.0, 1.0
     for size in SIZES if scene.scale.pick(1, 1, 0) else SIZES[:2]:

@@ -21,7 +21,7 @@ def scripts(scene: Scene) -> Values:
         os.sched_setscheduler(scene.server.pid, os.SCHED_FIFO, os.sched_param(1))
     scene.redis.config_set("slowlog-log-slower-than", LATEST_US)
     scene.redis.config_set("slowlog-max-len", 100_000)
-    many, due = scene.scale.pick(1_000_000, 200_000, 2000), scene.scale.pick(100_000, 30_000, 200)
+    many, due = scene.scale.pick(1_000_000, 100_000, 2000), scene.scale.pick(100_000, 20_000, 200)
     large = scene.scale.pick(5000, 2000, 100)
 
     def run() -> None:

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks.__main__ import verdict
 from benchmarks.chart import svg
 from benchmarks.results import Results, Summary
 from benchmarks.rows import ROWS
@@ -72,3 +73,21 @@ def test_each_figure_has_a_target_that_can_be_judged() -> None:
     for row in ROWS.values():
         for figure in row.figures:
             Summary([1.0], figure.target).good  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("rate", "cpu_us", "others", "good", "word"),
+    [
+        (50.0, 20.0, 2.0, True, "so time counts"),
+        (30.0, 20.0, 2.0, False, "so time counts"),
+        (30.0, 20.0, 40.0, True, "so CPU counts"),
+        (90.0, 40.0, 40.0, False, "so CPU counts"),
+        (10.0, 90.0, 80.0, True, "too much to judge"),
+    ],
+)
+def test_the_guard_goes_by_time_or_by_cpu(rate: float, cpu_us: float, others: float, good: bool, word: str) -> None:
+    mine = {"rate": rate, "cpu_us": cpu_us, "others": others}
+    limit = {"rate": 100.0, "cpu_us": 10.0, "others": 0.0}
+    judged, said = verdict(Results(ROWS["throughput-2"], {"limit": [limit], "prefork": [mine]}))
+    assert judged is good
+    assert word in said
