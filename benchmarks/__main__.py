@@ -138,7 +138,7 @@ def guard(console: Console, everything: list[Results]) -> int:
 
 
 def verdict(results: Results) -> tuple[bool, str]:
-    """Of one row of the guard. Where others use the machine too, time says little: CPU judges, unless they use most."""
+    """Of one row of the guard. Where others use the machine, CPU judges in place of time, or nobody if they fill it."""
     if results.failures:
         return False, "not measured"
     by_time = Summary(results.ratios("rate", LIMIT)).median
