@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from prefork.invocation import Invocation
     from prefork.result import TaskError, TaskResult, TaskStatus
+    from prefork.results import TaskResults
     from prefork.retry import default_retry_delay
     from prefork.task import AsyncTask, Task
 
@@ -43,7 +44,7 @@ __all__ = [
     "AppError", "AsyncTask", "BadMessage", "BadSignature", "BrokerError", "Cancelled", "ChildDied", "ConfigError",
     "Context", "Dead", "EnqueueUncertain", "Expired", "InvalidArguments", "InvalidOption", "Invocation", "NoPrivilege",
     "NotJSON", "PayloadTooLarge", "PidfileTaken", "PidfileUnusable", "Prefork", "PreforkError", "ResultUnavailable",
-    "Retry", "SoftTimeout", "Task", "TaskError", "TaskFailed", "TaskResult", "TaskStatus", "TaskTimeout",
+    "Retry", "SoftTimeout", "Task", "TaskError", "TaskFailed", "TaskResult", "TaskResults", "TaskStatus", "TaskTimeout",
     "UnknownQueue", "UnknownTask", "WaitTimeout", "default_retry_delay",
 ]  # fmt: skip
 
@@ -51,7 +52,8 @@ __all__ = [
 # a health check that runs every few seconds needs none of it.
 _HOMES = {
     "Prefork": "app", "Context": "context", "Invocation": "invocation", "TaskError": "result", "TaskResult": "result",
-    "TaskStatus": "result", "default_retry_delay": "retry", "AsyncTask": "task", "Task": "task",
+    "TaskResults": "results", "TaskStatus": "result", "default_retry_delay": "retry", "AsyncTask": "task",
+    "Task": "task",
 }  # fmt: skip
 
 

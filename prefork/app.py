@@ -18,6 +18,7 @@ from prefork.invocation import Invocation
 from prefork.message import derived_id, new_ids
 from prefork.options import DAY_S, Duration, TaskOptions
 from prefork.result import TaskResult
+from prefork.results import TaskResults
 from prefork.retry import RetryDelay
 from prefork.signing import Signer
 from prefork.task import AsyncTask, Task
@@ -194,38 +195,38 @@ class Prefork:
         self.child_start_hooks.append(hook)
         return hook
 
-    def enqueue_many(self, invocations: Iterable[Invocation[R]]) -> list[TaskResult[R]]:
+    def enqueue_many(self, invocations: Iterable[Invocation[R]]) -> TaskResults[R]:
         """Enqueue many, in batches: `app.enqueue_many(task.s(n) for n in …)`. -> their results, in this order
 
         Raises BrokerError; what was enqueued before stays enqueued.
         """
-        results: list[TaskResult[R]] = []
+        results: TaskResults[R] = TaskResults(self)
         batch: list[Invocation[R]] = []
         size = 0
         for invocation in _invocations(invocations):
             batch.append(invocation)
             size += len(invocation.payload)
             if len(batch) == BATCH or size >= BATCH_BYTES:
-                results += self._enqueue_batch(batch)
+                self._enqueue_batch(batch, list(new_ids(len(batch))), results)
                 batch, size = [], 0
-        return results + self._enqueue_batch(batch) if batch else results
+        if batch:
+            self._enqueue_batch(batch, list(new_ids(len(batch))), results)
+        return results
 
     def enqueue_follow_ups(self, parent_id: str, follow_ups: list[Invocation[Any]]) -> None:
         """Enqueue what a plain call has gathered in its context, under the ids that its results have."""
         if follow_ups:
-            self._enqueue_batch(follow_ups, [derived_id(parent_id, n) for n in range(len(follow_ups))])
+            ids = [derived_id(parent_id, n) for n in range(len(follow_ups))]
+            self._enqueue_batch(follow_ups, ids, TaskResults(self))
 
-    def _enqueue_batch(self, batch: list[Invocation[R]], ids: list[str] | None = None) -> list[TaskResult[R]]:
-        entries = [invocation.entry(id) for invocation, id in zip(batch, ids or new_ids(len(batch)), strict=True)]
+    def _enqueue_batch(self, batch: list[Invocation[R]], ids: list[str], results: TaskResults[R]) -> None:
         by_queue: dict[str, list[Any]] = {}
-        for entry in entries:
-            by_queue.setdefault(entry.queue, []).append(entry)
+        for invocation, id in zip(batch, ids, strict=True):
+            by_queue.setdefault(invocation.queue_name, []).append(invocation.entry(id))
         now_ms = {queue: self.client.enqueue(queue, some) for queue, some in by_queue.items()}
-        return [
-            invocation.result(entry.id, now_ms[entry.queue]) for entry, invocation in zip(entries, batch, strict=True)
-        ]
+        results.add(ids, ((it.queue_name, it.task_name, now_ms[it.queue_name]) for it in batch))
 
-    async def aenqueue_many(self, invocations: Iterable[Invocation[R]]) -> list[TaskResult[R]]:
+    async def aenqueue_many(self, invocations: Iterable[Invocation[R]]) -> TaskResults[R]:
         """As `enqueue_many`, without blocking the event loop (the iterable is read in another thread)."""
         return await self.client.in_thread(self.enqueue_many, invocations)
 

@@ -8,6 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from prefork.broker.verbs import Entry
 from prefork.result import Home, TaskResult
+from prefork.results import TaskResults
 from prefork.signing import Signer
 
 R_co = TypeVar("R_co", covariant=True)
@@ -20,7 +21,7 @@ class Sender(Home, Protocol):
     def signer(self) -> Signer | None:
         """Who signs messages; None: nobody."""
 
-    def enqueue_many(self, invocations: Iterable[Invocation[Any]]) -> list[TaskResult[Any]]:
+    def enqueue_many(self, invocations: Iterable[Invocation[Any]]) -> TaskResults[Any]:
         """Enqueue many, in batches."""
 
     def enqueue_follow_ups(self, parent_id: str, follow_ups: list[Invocation[Any]]) -> None:

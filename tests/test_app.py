@@ -217,7 +217,7 @@ def test_enqueue_many_takes_any_iterable_and_keeps_its_order(app: Prefork, serve
 
 def test_enqueue_many_of_nothing_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFORK_BROKER", raising=False)
-    assert Prefork("shop").enqueue_many(iter(())) == []
+    assert list(Prefork("shop").enqueue_many(iter(()))) == []
 
 
 def test_enqueue_many_mixes_tasks_queues_and_options(app: Prefork, server: Server) -> None:

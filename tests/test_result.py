@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,6 +17,7 @@ from prefork import (
     TaskError,
     TaskFailed,
     TaskResult,
+    TaskResults,
     TaskStatus,
     WaitTimeout,
 )
@@ -413,3 +415,44 @@ def test_a_queue_to_which_only_follow_ups_were_ever_sent_is_known_like_any_other
     follow_up = project.tasks.parent.enqueue().wait(timeout=20)
     assert project.tasks.app.result(follow_up).wait(timeout=20) == 3
     assert "elsewhere" in project.tasks.app.client.queues()
+
+
+# -- the results of many -----------------------------------------------------------------------------------------------
+
+
+def many() -> TaskResults[int]:
+    it: TaskResults[int] = TaskResults(Prefork("shop"))
+    it.add(["a", "b", "c"], [("mail", "send", 1), ("mail", "send", 1), ("print", "send", 2)])
+    it.add(["d"], [("print", "send", 2)])
+    return it
+
+
+def test_results_of_many_are_a_sequence() -> None:
+    it = many()
+    assert [result.id for result in it] == it.ids == ["a", "b", "c", "d"]
+    assert (it[-1].id, it[1:3][1].id, len(it), list(it[9:])) == ("d", "c", 4, [])
+    assert [(r.queue_name, r.task_name, r._enqueued_ms) for r in it] == [("mail", "send", 1)] * 2 + [
+        ("print", "send", 2)
+    ] * 2
+    assert it[0] in it
+    with pytest.raises(IndexError):
+        it[4]
+
+
+def test_what_was_learnt_of_one_of_many_is_kept() -> None:
+    it = many()
+    it[2].status = TaskStatus.FAILED
+    assert it[2].status is TaskStatus.FAILED
+    assert it[3].status is TaskStatus.READY
+
+
+def test_results_that_nobody_looks_at_take_the_memory_of_their_ids() -> None:
+    ids = [f"{n:032x}" for n in range(20_000)]
+    tracemalloc.start()
+    try:
+        it: TaskResults[int] = TaskResults(Prefork("shop"))
+        before = tracemalloc.get_traced_memory()[0]
+        it.add(ids, (("mail", "send", 1) for _ in ids))
+        assert tracemalloc.get_traced_memory()[0] - before < 12 * len(ids), "a pointer each"
+    finally:
+        tracemalloc.stop()

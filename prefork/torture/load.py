@@ -15,7 +15,7 @@ import random
 import select
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ class Load:
         if kind == "cancelled" and results:
             self._cancels.append(Cancel(time.monotonic() + cancel_in_s, tag, results[0], running))
 
-    def _write_answer(self, tags: list[str], ask: Callable[[], list[TaskResult[Any]]]) -> list[TaskResult[Any]]:
+    def _write_answer(self, tags: list[str], ask: Callable[[], Sequence[TaskResult[Any]]]) -> Sequence[TaskResult[Any]]:
         try:
             results = ask()
         except EnqueueUncertain:

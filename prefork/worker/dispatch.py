@@ -3,7 +3,7 @@
 - A child is handed about two milliseconds of work ahead, by what each task name has taken so far (mean and spread); a
   message that is expected to be long, or is of a name not yet known, only when it has nothing else.
 - What is claimed is what the children can be handed, and as much again while tasks are short, so that no child waits
-  for a round trip.
+  for a round trip; when they are longer, one for each child that has nothing or will be done in two milliseconds.
 - A child whose running message takes longer than expected lags: what waits behind it is taken back.
 """
 
@@ -95,6 +95,10 @@ class Slot:
         self.answered(expected_s, self.head_since_s)
         self.left += 1
 
+    def ends_soon(self, now_s: float) -> bool:
+        """Whether what it is running will probably be done in a moment: a round trip before it asks for more."""
+        return self.outstanding == 1 and 0 < self.head_since_s + self.load_s - now_s <= AHEAD_S
+
     def lags(self, now_s: float) -> bool:
         """Whether what it is running takes longer than what anything should wait behind."""
         return self.outstanding > 0 and now_s - self.head_since_s > LAG_S
@@ -121,7 +125,7 @@ class Dispatcher(Generic[W]):
         idle = sum(1 for slot in self.slots if slot.open and not slot.outstanding)
         short = idle - len(self.ready)
         if mix_s >= AHEAD_S:
-            return max(0, short)
+            return max(0, short + sum(1 for slot in self.slots if slot.open and slot.ends_soon(now_s)))
         depth = min(MAX_DEPTH, int(AHEAD_S / mix_s))
         target = held = 0
         for slot in self.slots:

@@ -6,7 +6,7 @@ from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
-from prefork import AsyncTask, Context, Dead, Invocation, Prefork, Retry, SoftTimeout, Task, TaskResult
+from prefork import AsyncTask, Context, Dead, Invocation, Prefork, Retry, SoftTimeout, Task, TaskResult, TaskResults
 
 app = Prefork("shop", broker="redis://localhost:6379/0")
 
@@ -84,16 +84,16 @@ def enqueue() -> None:
 async def aenqueue() -> None:
     assert_type(await bare.aenqueue(7), TaskResult[str])
     assert_type(await fetch.aenqueue("u"), TaskResult[int])
-    assert_type(await app.aenqueue_many([bare.s(1)]), list[TaskResult[str]])
+    assert_type(await app.aenqueue_many([bare.s(1)]), TaskResults[str])
 
 
 def many() -> None:
     assert_type(bare.s(7, copy=True), Invocation[str])
-    assert_type(app.enqueue_many(bare.s(n) for n in range(3)), list[TaskResult[str]])
-    assert_type(app.enqueue_many([fetch.s("u"), fetch_later.s("u")]), list[TaskResult[int]])
+    assert_type(app.enqueue_many(bare.s(n) for n in range(3)), TaskResults[str])
+    assert_type(app.enqueue_many([fetch.s("u"), fetch_later.s("u")]), TaskResults[int])
     assert_type(app.enqueue_many([contextual.s(1)])[0].wait(), bool)
     mixed: list[Invocation[object]] = [bare.s(1), fetch.s("u")]
-    assert_type(app.enqueue_many(mixed), list[TaskResult[object]])
+    assert_type(app.enqueue_many(mixed), TaskResults[object])
 
 
 def using() -> None:

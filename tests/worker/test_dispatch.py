@@ -237,6 +237,20 @@ def test_what_came_a_moment_ago_is_not_stale_because_something_was_before() -> N
     assert dispatcher.stale(5.0 + STALE_S / 2) == []
 
 
+def test_a_child_ends_soon_when_what_it_runs_is_expected_to_be_done_in_a_moment() -> None:
+    slot = Slot(open=True)
+    assert not slot.ends_soon(5.0)
+    slot.handed(0.010, 5.0)
+    assert not slot.ends_soon(5.005)
+    assert slot.ends_soon(5.0085)
+    assert not slot.ends_soon(5.011), "it takes longer than expected: who knows how long"
+    slot.handed(1e-4, 5.0085)
+    assert not slot.ends_soon(5.0085), "it has more to do"
+    long = Slot(open=True)
+    long.handed(inf, 5.0)
+    assert not long.ends_soon(6.0)
+
+
 # -- how much to claim ------------------------------------------------------------------------------------------------
 
 
@@ -252,10 +266,11 @@ def test_what_is_wanted_has_its_bounds(
     idle = sum(slot.open and not slot.outstanding for slot in slots)
     open_slots = sum(slot.open for slot in slots)
     assert 0 <= wanted <= 2 * MAX_DEPTH * open_slots
-    if not any(slot.open and not slot.lags(now_s) for slot in slots):
+    if not any(slot.open and (slot.ends_soon(now_s) or not slot.lags(now_s)) for slot in slots):
         assert wanted == 0  # nobody is free, and nobody soon will be
     if mix_s >= AHEAD_S:
-        assert wanted == max(0, idle - ready)  # what is long is claimed only for those who can start it now
+        soon = sum(slot.open and slot.ends_soon(now_s) for slot in slots)
+        assert wanted == max(0, idle + soon - ready)  # what is long is claimed only for those who can start it now
     assert wanted + ready <= max(ready, 2 * MAX_DEPTH * open_slots)
     if idle > ready:
         assert wanted > 0

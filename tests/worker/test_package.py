@@ -23,7 +23,7 @@ GROUND = ("errors", "message", "retry", "options", "values", "config", "signing"
 FLOORS = [
     lambda room: room in GROUND,
     lambda room: room.split(".")[0] == "broker",
-    lambda room: room in ("app", "task", "result", "context", "invocation"),
+    lambda room: room in ("app", "task", "result", "results", "context", "invocation"),
     lambda room: room.split(".")[0] == "worker",
     lambda room: room.split(".")[0] == "torture",
     lambda room: room.split(".")[0] == "cli",
