@@ -271,12 +271,12 @@ class ChildEnd:
         (wanted,) = TOKEN.unpack(token)
         head = FRAME.size
         while True:  # pass over the frames whose tokens the master has taken back
-            if not self._fill(head):
+            if len(self._buffer) - self._at < head and not self._fill(head):
                 return None
             number, size, task, queue, flags, attempt, retried, retries, timeout_s, soft_s, enqueued_ms, id = (
                 FRAME.unpack_from(self._buffer, self._at)
             )
-            if not self._fill(head + size):
+            if len(self._buffer) - self._at < head + size and not self._fill(head + size):
                 return None
             start = self._at + head
             self._at = start + size
@@ -288,8 +288,6 @@ class ChildEnd:
 
     def _fill(self, size: int) -> bool:
         missing = size - (len(self._buffer) - self._at)
-        if missing <= 0:
-            return True
         parts = [self._buffer[self._at :]]
         while missing > 0:
             data = os.read(self._task_r, max(READ_BYTES, missing))
