@@ -75,6 +75,11 @@ class LagWatch:
         self._loop, self._look = loop, look
         self._timer: Timer | None = None
 
+    @property
+    def armed(self) -> bool:
+        """Whether a look is due."""
+        return self._timer is not None
+
     def arm(self) -> None:
         """Something waits."""
         if self._timer is None:

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import inf
 from typing import Generic, Protocol, TypeVar
@@ -107,9 +107,9 @@ class Slot:
 class Dispatcher(Generic[W]):
     """What was claimed and not yet handed out, and to whom it goes."""
 
-    def __init__(self, slots: Iterable[Slot] = ()) -> None:
+    def __init__(self, slots: Collection[Slot] = ()) -> None:
         self.ready: deque[W] = deque()
-        self.slots: list[Slot] = list(slots)
+        self.slots = slots  # as they are at any time
 
     def add(self, work: list[W], now_s: float) -> None:
         """What was claimed, or taken back from a child: in the order in which it was claimed."""
@@ -156,7 +156,8 @@ class Dispatcher(Generic[W]):
         """What this child gets of what is ready: one if it has nothing, more as long as all of it is short."""
         ready, some = self.ready, list[W]()
         most = min(share, slot.left, MAX_DEPTH - slot.outstanding)
-        if slot.outstanding and slot.lags(now_s):
+        # One that has half of what it may have needs nothing yet: few large batches wake it less than many small ones.
+        if slot.outstanding and (slot.outstanding > MAX_DEPTH // 2 or slot.load_s > AHEAD_S / 2 or slot.lags(now_s)):
             return some
         while ready and len(some) < most:
             expected_s = ready[0].expected_s

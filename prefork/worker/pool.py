@@ -56,6 +56,7 @@ class Pool:
         self._loop, self._live = loop, live
         self.size, self._tasks_per_child = size, tasks_per_child
         self.children: list[Process] = []
+        self.by_slot: dict[Slot, Process] = {}
         self.strangers: dict[int, Callable[[int], None]] = {}  # other processes of ours: pid -> who wants its status
         self.other_descriptors: Callable[[], Iterable[int]] = tuple
         self.crashes = CrashLoop()
@@ -121,6 +122,7 @@ class Pool:
         end.forked()
         child = Process(number, pid, end, slate, Slot(left=self._tasks_per_child or UNLIMITED))
         self.children.append(child)
+        self.by_slot[child.slot] = child
 
         def readable() -> None:
             self.read(child)
@@ -291,6 +293,7 @@ class Pool:
         stack = child.stack or child.slate.stack()  # faulthandler writes there as it crashes
         child.slate.close()
         self.children.remove(child)
+        del self.by_slot[child.slot]
         wanted = child.state is State.FINISHING and not running and not child.killed_for
         asked = os.WIFSIGNALED(status) and os.WTERMSIG(status) in ASKING
         strange = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and not child.killed_for

@@ -61,7 +61,7 @@ class Work:
         self._signer = app.signer
         self._claimed_count = 0
         self.times = RunTimes()
-        self.dispatcher: Dispatcher[Order] = Dispatcher()
+        self.dispatcher: Dispatcher[Order] = Dispatcher(pool.by_slot)
         self.deadlines = Deadlines(loop, pool)
         self.cancels = Cancels(loop, pool, self.dispatcher, settlement)
         self.lag = LagWatch(loop, self._look_for_lag)
@@ -147,16 +147,14 @@ class Work:
     def hand_out(self, now_s: float) -> None:
         """Give what is ready to the children that have room."""
         dispatcher = self.dispatcher
-        dispatcher.slots = [child.slot for child in self._pool.children]
         if dispatcher.ready:
-            by_slot = {child.slot: child for child in self._pool.children}
             for slot, orders in dispatcher.assign(now_s):
-                self._pool.hand(by_slot[slot], orders)
+                self._pool.hand(self._pool.by_slot[slot], orders)
                 self.governor.arm()
                 for order in orders:
                     if order.terms.timeout_s:
                         self.deadlines.watch(order.terms.timeout_s)
-        if dispatcher.waits():
+        if not self.lag.armed and dispatcher.waits():
             self.lag.arm()
 
     def _look_for_lag(self) -> None:
