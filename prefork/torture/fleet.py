@@ -122,7 +122,7 @@ class Fleet:
                     self.fences.append((int(who[1]), now_us()))
 
     def _start(self, worker: Worker) -> None:
-        environment = {**os.environ, LEDGER: str(self._folder / "ledger")}
+        environment = {**os.environ, LEDGER: str(self._folder / "ledger"), "TMPDIR": str(self._folder)}
         command = [sys.executable, "-m", "prefork.cli.worker", "-c", str(worker.conf)]
         with worker.log.open("ab") as log:
             worker.began_at = log.tell()

@@ -14,7 +14,7 @@ def prefork(*words: str, code: int = 0) -> str:
     """What it prints; what it complains of too, when another code than 0 is expected."""
     command = [sys.executable, "-m", "prefork.cli.operator", *words]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=PATIENCE_S, stdin=subprocess.DEVNULL, check=False
+        command, capture_output=True, text=True, timeout=5 * PATIENCE_S, stdin=subprocess.DEVNULL, check=False
     )
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr

@@ -197,13 +197,14 @@ def test_workers_tell_what_they_do(project: Project) -> None:
 
 
 def test_a_worker_that_drains_still_answers(project: Project) -> None:
-    worker = project.worker("shutdown_timeout = 20s")
-    project.tasks.nap.enqueue("nap", 3)
+    worker = project.worker("shutdown_timeout = 60s")
+    project.tasks.hold.enqueue("held")
     until(lambda: project.lines("started"))
     worker.send(15)
     until(lambda: "stopping" in worker.log)
     (told,) = until(lambda: [it for it in as_json("workers", "--broker", project.server.url) if it["answered"]])
     assert told["phase"] == "draining"
+    project.let_go()
     assert worker.wait() == 0
 
 

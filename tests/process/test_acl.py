@@ -100,7 +100,7 @@ def test_each_role_can_do_its_work_and_no_password_is_shown(project: Project) ->
     first.process.kill()  # and its lease is taken over
     first.process.wait(10)
     until(lambda: len(server.client.zrange(f"{PREFIX}:{{default}}:leases", 0, -1)) == 1)
-    nap = tasks.nap.enqueue(1, 600)
+    nap = tasks.hold.enqueue(1)
     until(lambda: project.lines("started"))
 
     for role in ("dashboard", "admin"):

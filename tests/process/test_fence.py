@@ -341,7 +341,7 @@ def test_a_name_with_the_pid_of_another_process_is_taken_over_at_once_and_that_o
     client, pid = project.server.client, os.getpid()
     name = lease.identity(1)  # of this process, which lives
     reused = name.replace(f":{pid}:", f":{psutil.Process(pid).ppid()}:")  # that pid has another start
-    end_ms = int(client.time()[0]) * 1000 + 4000
+    end_ms = int(client.time()[0]) * 1000 + 60_000
     client.zadd(key("leases"), {name: end_ms, reused: end_ms})
     held = {}
     for n, worker in enumerate((name, reused)):

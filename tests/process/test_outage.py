@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prefork import BrokerError
-from tests.conftest import SLACK_S, Project, until
+from tests.conftest import PATIENCE_S, SLACK_S, Project, until
 from tests.process.scene import STEPS, Clock, active, counts, gone, key, place
 
 QUICK = """
@@ -29,9 +29,10 @@ def test_a_broker_that_is_restarted_under_load_costs_nothing(own_project: Projec
     project.add(QUICK)
     worker = project.worker("lease = 30")
     app, quick = project.tasks.app, project.tasks.quick
+    app.client.limit_s = PATIENCE_S
     app.enqueue_many(quick.s(n) for n in range(12_000))
     for seen in (1500, 5000):
-        until(lambda seen=seen: len(project.lines("quick")) > seen, 40)  # type: ignore[misc]
+        until(lambda seen=seen: len(project.lines("quick")) > seen)  # type: ignore[misc]
         project.server.kill()
         until(lambda: worker.log.count("ERROR") == (1 if seen == 1500 else 2), what="the outage is logged")  # noqa: B023
         project.server.start()
