@@ -72,13 +72,13 @@ def enqueue(k: Keys, entries: Iterable[Entry], *, again: bool = False) -> Call:
     return Call("enqueue", keys, (*head, *chain.from_iterable(entry.arguments() for entry in entries)))
 
 
-def claim(k: Keys, worker: str, n: int, number: int = 0) -> Call:
+def claim(k: Keys, worker: str, n: int, number: int = 0, room: int = 0) -> Call:
     """Take up to n messages. -> [server ms, next due ms or -1, left, [ids], [messages], [states]]
 
-    `number`: of this claim, if a message may be handed over to the worker when there are too few; else 0.
+    `number`: of this claim; `room`: if it finds fewer than so many, `enqueue` may hand the worker one later.
     """
     keys = (k.leases, k.active(worker), k.messages, k.state, k.pending, k.ranked, k.scheduled, k.wake, k.paused, k.idle)
-    return Call("claim", keys, (worker, n, number))
+    return Call("claim", keys, (worker, n, number, room))
 
 
 def settle(

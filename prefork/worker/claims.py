@@ -42,6 +42,7 @@ class Queue:
     drained: bool = False
     in_flight: bool = False
     owes_claim: bool = False
+    waits: bool = False  # this worker, for what `enqueue` may hand it
     woken: bool = False  # while a claim was in flight: what that one found is old
     due: Timer | None = None
     due_ms: int = -1
@@ -129,16 +130,20 @@ class Claims:
         if self._keep_due and not self.in_flight:
             self._keep()
 
-    def turn(self, n: int) -> None:
-        """Once a turn of the loop: ask for n messages, or sleep on the markers of what is drained."""
+    def turn(self, n: int, room: int) -> None:
+        """Once a turn of the loop: ask for n messages, or sleep on the markers of what is drained.
+
+        `room`: how many children have nothing to do.
+        """
         if not self.open or not self.channel.ready or self._pause:
             return
         if n and not self.in_flight and not self.paused:
             for queue, some in shares(self.queues, min(n, LARGEST_CLAIM), strict=self._strict):
-                self._ask(queue, some)
+                self._ask(queue, some, room)
         for queue in self.queues:
-            if queue.owes_claim and not queue.in_flight:
-                self._ask(queue, 0)
+            # What is handed over now would find no child: a message of another queue has taken the last one.
+            if (queue.owes_claim or (queue.waits and room <= 0)) and not queue.in_flight:
+                self._ask(queue, 0, 0)
         self._block()
 
     def listen(self) -> None:
@@ -172,16 +177,16 @@ class Claims:
         queue.due = None
         self.wake(queue)
 
-    def _ask(self, queue: Queue, n: int) -> None:
-        queue.in_flight, queue.owes_claim, queue.woken = True, False, False
+    def _ask(self, queue: Queue, n: int, room: int) -> None:
+        queue.in_flight, queue.owes_claim, queue.woken, queue.waits = True, False, False, False
         worker = self.worker
         self._number += 1
-        number = self._number if n and self._heard_as == worker else 0
-        self._idled = self._idled or bool(number)
-        call = verbs.claim(queue.keys, worker, n, number)
-        self.channel.send(call, lambda reply: self._reply(queue, n, worker, reply))
+        room = max(0, room) if self._heard_as == worker else 0
+        self._idled = self._idled or room > 0
+        call = verbs.claim(queue.keys, worker, n, self._number, room)
+        self.channel.send(call, lambda reply: self._reply(queue, n, room, worker, reply))
 
-    def _reply(self, queue: Queue, n: int, worker: str, reply: Any) -> None:
+    def _reply(self, queue: Queue, n: int, room: int, worker: str, reply: Any) -> None:
         queue.in_flight = False
         if isinstance(reply, Exception):
             queue.drained = False
@@ -194,6 +199,7 @@ class Claims:
         self.outage.ends("claims")
         now_ms, next_due_ms, left, ids, messages, states = reply
         self._clock.told(now_ms)
+        queue.waits = len(ids) < room and not queue.woken
         if not queue.woken:
             queue.drained = left == 0 and (n == 0 or len(ids) < n)
         self.due(queue, next_due_ms)
@@ -243,7 +249,7 @@ class Claims:
         number, size, rest = push[2].split(b" ", 2)
         if queue is None or self._heard_as != self.worker or int(number) < self._valid_from:
             return
-        queue.drained, queue.woken = False, queue.in_flight
+        queue.drained, queue.woken, queue.waits = False, queue.in_flight, False
         self._claimed(queue.keys.queue, [rest[: int(size)]], [rest[int(size) :]], [None])
 
     def _block(self) -> None:

@@ -120,10 +120,13 @@ class Dispatcher(Generic[W]):
         if not behind:
             self.ready = deque(sorted(self.ready, key=_serial))
 
+    def room(self) -> int:
+        """How many children have nothing to do, beyond those for whom something is ready."""
+        return sum(1 for slot in self.slots if slot.open and not slot.outstanding) - len(self.ready)
+
     def wanted(self, mix_s: float, now_s: float) -> int:
         """How many messages to claim now."""
-        idle = sum(1 for slot in self.slots if slot.open and not slot.outstanding)
-        short = idle - len(self.ready)
+        short = self.room()
         if mix_s >= AHEAD_S:
             return max(0, short + sum(1 for slot in self.slots if slot.open and slot.ends_soon(now_s)))
         depth = min(MAX_DEPTH, int(AHEAD_S / mix_s))

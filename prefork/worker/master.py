@@ -338,8 +338,9 @@ class Master:
             if not running:
                 self.claims.listen()
             elif not self.settlement.backs_wait:
+                dispatcher = self.work.dispatcher
                 full = self.claims.in_flight or self.settlement.is_full
-                self.claims.turn(0 if full else self.work.dispatcher.wanted(self.work.times.mix_s, now_s))
+                self.claims.turn(0 if full else dispatcher.wanted(self.work.times.mix_s, now_s), dispatcher.room())
                 if self._burst and self._nothing_left():
                     self._end_burst()
             self.channel.flush()

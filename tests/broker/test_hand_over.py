@@ -30,7 +30,7 @@ def connected(bench: Bench, *workers: str) -> Iterator[list[tuple[str, bytes]]]:
 
 def wait_for_work(bench: Bench, worker: str, number: int = 7, n: int = 1) -> None:
     """Claim, find too little, and say so."""
-    bench.run(verbs.claim(bench.keys, worker, n, number))
+    bench.run(verbs.claim(bench.keys, worker, n, number, n))
 
 
 def heard_by(bench: Bench, worker: str, act: Any) -> list[tuple[str, bytes]]:
@@ -94,7 +94,7 @@ def before(bench: Bench, why: str) -> None:
     elif why == "it has claimed since, without room":
         bench.claim("w", 0)
     elif why == "it does not listen":
-        wait_for_work(bench, "w", 0)
+        bench.claim("w", 1)
     elif why == "it has told what it holds":
         bench.restore("w", "keep")
     elif why == "it was taken over":
@@ -181,3 +181,13 @@ def test_a_user_who_may_not_hand_over_has_it_claimed(real_bench: Bench, banned: 
     assert not heard
     assert bench.places() == {"a": ["pending"]}
     assert bench.awake
+
+
+def test_a_claim_that_found_enough_for_those_who_have_nothing_waits_for_no_more(bench: Bench) -> None:
+    bench.lease("w")
+    bench.put("a", "b")
+    bench.run(verbs.claim(bench.keys, "w", 10, 1, 2))
+    assert not heard_by(bench, "w", lambda: bench.put("c"))
+    bench.run(verbs.claim(bench.keys, "w", 10, 2, 2))
+    assert heard_by(bench, "w", lambda: bench.put("d"))
+    assert bench.places() == {id: ["active:w"] for id in "abcd"}

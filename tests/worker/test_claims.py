@@ -227,41 +227,41 @@ class Worker:
 
     def asleep(self) -> None:
         """Claim until everything is drained."""
-        self.claims.turn(1)
+        self.claims.turn(1, 1)
         while self.wire.due:
             if isinstance(self.wire.due[0][0], Call):
                 self.found()
             else:  # CLIENT UNBLOCK
                 self.wire.reply(1)
                 self.blocker.reply(None)
-            self.claims.turn(1)
+            self.claims.turn(1, 1)
         assert self.blocks_on() == {queue.keys.queue for queue in self.queues}
 
 
 def test_it_asks_for_what_there_is_room_for_and_hands_on_what_comes() -> None:
     it = Worker()
-    it.claims.turn(5)
+    it.claims.turn(5, 5)
     assert it.asks() == [("q0", 5)]
-    it.claims.turn(5)
+    it.claims.turn(5, 5)
     assert it.asks() == [("q0", 5)]  # one at a time
     it.found(5, left=3)
     assert [(queue, len(ids)) for queue, ids in it.claimed] == [("q0", 5)]
-    it.claims.turn(2)
+    it.claims.turn(2, 2)
     assert it.asks() == [("q0", 2)]
     assert it.blocks_on() is None
 
 
 def test_it_asks_for_no_more_than_a_script_should_carry() -> None:
     it = Worker()
-    it.claims.turn(10**6)
+    it.claims.turn(10**6, 10**6)
     assert it.asks() == [("q0", LARGEST_CLAIM)]
 
 
 def test_without_room_it_asks_for_nothing_and_does_not_sleep_on_what_is_not_drained() -> None:
     it = Worker()
-    it.claims.turn(0)
+    it.claims.turn(0, 0)
     it.found(0, left=9)  # the claim that the start owes
-    it.claims.turn(0)
+    it.claims.turn(0, 0)
     assert it.asks() == []
     assert it.blocks_on() == set()
 
@@ -270,7 +270,7 @@ def test_an_idle_worker_sleeps_on_the_marker_and_asks_nothing() -> None:
     it = Worker()
     it.asleep()
     for _ in range(5):
-        it.claims.turn(3)
+        it.claims.turn(3, 3)
     assert it.asks() == []
     assert len(it.blocker.due) == 1
     assert it.claims.all_drained
@@ -278,17 +278,17 @@ def test_an_idle_worker_sleeps_on_the_marker_and_asks_nothing() -> None:
 
 def test_a_full_reply_may_have_left_more_behind() -> None:
     it = Worker()
-    it.claims.turn(3)
+    it.claims.turn(3, 3)
     it.found(3, left=0)
-    it.claims.turn(3)
+    it.claims.turn(3, 3)
     assert it.asks() == [("q0", 3)]
 
 
 def test_a_short_reply_that_left_something_is_asked_again() -> None:
     it = Worker()
-    it.claims.turn(3)
+    it.claims.turn(3, 3)
     it.found(1, left=2)
-    it.claims.turn(3)
+    it.claims.turn(3, 3)
     assert it.asks() == [("q0", 3)]
 
 
@@ -296,7 +296,7 @@ def test_who_is_woken_asks() -> None:
     it = Worker()
     it.asleep()
     it.woken()
-    it.claims.turn(4)
+    it.claims.turn(4, 4)
     assert it.asks() == [("q0", 4)]
 
 
@@ -304,12 +304,12 @@ def test_who_is_woken_without_room_claims_nothing_so_that_the_marker_is_set_agai
     it = Worker()
     it.asleep()
     it.woken()
-    it.claims.turn(0)
+    it.claims.turn(0, 0)
     assert it.asks() == [("q0", 0)]
     it.found(0, left=5)
-    it.claims.turn(0)
+    it.claims.turn(0, 0)
     assert it.asks() == []  # once is enough: the script has woken another
-    it.claims.turn(2)
+    it.claims.turn(2, 2)
     assert it.asks() == [("q0", 2)]
 
 
@@ -317,9 +317,9 @@ def test_a_claim_for_nothing_that_found_nothing_sleeps_again() -> None:
     it = Worker()
     it.asleep()
     it.woken()
-    it.claims.turn(0)
+    it.claims.turn(0, 0)
     it.found(0, left=0)
-    it.claims.turn(0)
+    it.claims.turn(0, 0)
     assert it.blocks_on() == {"q0"}
 
 
@@ -327,14 +327,14 @@ def test_a_wake_up_that_comes_while_a_claim_is_on_its_way_is_not_lost() -> None:
     it = Worker(1, 1)
     it.asleep()
     it.claims.wake(it.queues[0])
-    it.claims.turn(3)
+    it.claims.turn(3, 3)
     assert it.asks() == [("q0", 3)]
     it.woken(0)
     it.found(0)  # what this one found is older than the wake-up
-    it.claims.turn(3)
+    it.claims.turn(3, 3)
     assert it.asks() == [("q0", 3)]
     it.found(0)
-    it.claims.turn(3)
+    it.claims.turn(3, 3)
     assert it.asks() == []
     assert it.claims.all_drained
 
@@ -343,10 +343,10 @@ def test_a_wake_up_while_a_claim_is_on_its_way_is_paid_for_also_without_room() -
     it = Worker()
     it.asleep()
     it.claims.wake(it.queues[0])
-    it.claims.turn(3)
+    it.claims.turn(3, 3)
     it.woken()
     it.found(3, left=0)
-    it.claims.turn(0)
+    it.claims.turn(0, 0)
     assert it.asks() == [("q0", 0)]
 
 
@@ -354,7 +354,7 @@ def test_nil_from_the_marker_blocks_again_and_asks_nothing() -> None:
     it = Worker()
     it.asleep()
     it.blocker.reply(None)
-    it.claims.turn(3)
+    it.claims.turn(3, 3)
     assert it.asks() == []
     assert it.blocks_on() == {"q0"}
 
@@ -364,16 +364,16 @@ def test_a_queue_that_runs_dry_later_is_slept_on_as_well() -> None:
     for queue in it.queues:
         queue.owes_claim = False
     it.queues[1].drained = True
-    it.claims.turn(2)
+    it.claims.turn(2, 2)
     assert it.blocks_on() == {"q1"}
     it.found(0)
-    it.claims.turn(2)
+    it.claims.turn(2, 2)
     assert it.wire.due[0][0] == ("CLIENT", "UNBLOCK", 17)
-    it.claims.turn(2)
+    it.claims.turn(2, 2)
     assert len(it.wire.due) == 1  # once
     it.wire.reply(1)
     it.blocker.reply(None)
-    it.claims.turn(2)
+    it.claims.turn(2, 2)
     assert it.blocks_on() == {"q0", "q1"}
 
 
@@ -386,20 +386,20 @@ def test_it_hears_what_is_asked_of_it_asleep_or_busy() -> None:
     assert it.hears() == {"q0", "q1"}
     it.blocker.reply([it.queues[1].keys.requests("w").encode(), b"cancel 0123", b"0"])
     assert it.requested == ["cancel 0123"]
-    it.claims.turn(1)
+    it.claims.turn(1, 1)
     assert it.blocks_on() == {"q0", "q1"}
     assert it.asks() == []
     it.woken()
-    it.claims.turn(1)
+    it.claims.turn(1, 1)
     it.found(1, left=5)
-    it.claims.turn(0)  # everybody is busy, and more waits
+    it.claims.turn(0, 0)  # everybody is busy, and more waits
     assert it.blocks_on() == {"q1"}
     assert it.hears() == {"q0", "q1"}
 
 
 def test_while_a_claim_is_on_its_way_it_waits_for_the_reply_before_it_sleeps() -> None:
     it = Worker()
-    it.claims.turn(1)
+    it.claims.turn(1, 1)
     assert it.blocker.due == []
 
 
@@ -408,15 +408,15 @@ def test_paused_it_claims_nothing_but_passes_on_the_markers_it_pops() -> None:
     it.asleep()
     it.claims.paused = True
     it.woken()
-    it.claims.turn(3)
+    it.claims.turn(3, 3)
     assert it.asks() == [("q0", 0)]
     it.found(0, left=7)
-    it.claims.turn(3)
+    it.claims.turn(3, 3)
     assert it.asks() == []
     assert it.blocks_on() == set()  # else it would pop the marker at once, again and again
     it.claims.paused = False
     it.claims.wake_all()
-    it.claims.turn(3)
+    it.claims.turn(3, 3)
     assert it.asks() == [("q0", 3)]
 
 
@@ -424,10 +424,10 @@ def test_under_a_new_name_it_is_asked_by_that_name() -> None:
     it = Worker()
     it.asleep()
     it.claims.worker = "w2"
-    it.claims.turn(1)
+    it.claims.turn(1, 1)
     assert it.wire.due[0][0] == ("CLIENT", "UNBLOCK", 17)
     it.blocker.reply(None)
-    it.claims.turn(1)
+    it.claims.turn(1, 1)
     assert it.hears() == {"q0"}
 
 
@@ -446,12 +446,12 @@ def test_the_first_queue_is_asked_as_soon_as_it_wakes() -> None:
     it = Worker(1, 1)
     it.asleep()
     it.claims.wake(it.queues[1])
-    it.claims.turn(2)
+    it.claims.turn(2, 2)
     assert it.asks() == [("q1", 2)]
     it.woken(0)
-    it.claims.turn(2)
+    it.claims.turn(2, 2)
     it.found(2, left=5)  # q1's
-    it.claims.turn(2)
+    it.claims.turn(2, 2)
     assert it.asks()[0][0] == "q0"
 
 
@@ -462,29 +462,29 @@ def test_a_claim_whose_reply_is_lost_is_asked_again_when_the_connection_is_back(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     it = Worker()
-    it.claims.turn(3)
+    it.claims.turn(3, 3)
     it.claims.open = False
     it.wire.reply(Lost("gone"))
     assert not it.claims.in_flight
     assert not it.fenced
     assert not caplog.records
-    it.claims.turn(3)
+    it.claims.turn(3, 3)
     assert it.asks() == []
     it.claims.open = True
     it.claims.wake_all()
-    it.claims.turn(3)
+    it.claims.turn(3, 3)
     assert it.asks() == [("q0", 3)]
 
 
 def test_a_claim_that_is_refused_is_asked_again_after_a_pause(caplog: pytest.LogCaptureFixture) -> None:
     it = Worker()
-    it.claims.turn(3)
+    it.claims.turn(3, 3)
     it.wire.reply(hiredis.ReplyError("OOM command not allowed"))
     assert caplog.text.count("OOM command not allowed") == 1
-    it.claims.turn(3)
+    it.claims.turn(3, 3)
     assert it.asks() == []
     it.loop.fire()
-    it.claims.turn(3)
+    it.claims.turn(3, 3)
     assert it.asks() == [("q0", 3)]
 
 
@@ -492,17 +492,17 @@ def test_the_claim_that_a_popped_marker_owes_is_still_owed_after_a_refusal() -> 
     it = Worker()
     it.asleep()
     it.woken()
-    it.claims.turn(0)
+    it.claims.turn(0, 0)
     assert it.asks() == [("q0", 0)]
     it.wire.reply(hiredis.ReplyError("LOADING"))
     it.loop.fire()
-    it.claims.turn(0)
+    it.claims.turn(0, 0)
     assert it.asks() == [("q0", 0)]
 
 
 def test_a_worker_without_its_lease_is_told_so() -> None:
     it = Worker()
-    it.claims.turn(3)
+    it.claims.turn(3, 3)
     it.wire.reply(hiredis.ReplyError("FENCED the lease of w is gone"))
     assert it.fenced == ["FENCED the lease of w is gone"]
 
@@ -512,12 +512,12 @@ def test_after_the_blocking_connection_broke_everything_is_asked_once() -> None:
     it.asleep()
     it.blocker.reply(Lost("gone"))
     it.blocker.ready = False
-    it.claims.turn(1)
+    it.claims.turn(1, 1)
     assert it.blocker.due == []
     it.blocker.ready = True
     it.claims.blocker_up()
     it.blocker.reply(18)
-    it.claims.turn(0)
+    it.claims.turn(0, 0)
     assert it.asks() == [("q0", 0), ("q1", 0)]
 
 
@@ -526,7 +526,7 @@ def test_a_refused_block_is_not_repeated_without_a_pause(caplog: pytest.LogCaptu
     it.asleep()
     it.blocker.reply(hiredis.hiredis.ReplyError("NOPERM"))
     assert "NOPERM" in caplog.text
-    it.claims.turn(1)
+    it.claims.turn(1, 1)
     it.claims.listen()
     assert it.blocker.due == []
     it.loop.fire()
@@ -537,14 +537,14 @@ def test_a_refused_block_is_not_repeated_without_a_pause(caplog: pytest.LogCaptu
 def test_nothing_is_asked_before_the_lease_is_held_or_while_the_connection_is_down() -> None:
     it = Worker()
     it.claims.open = False
-    it.claims.turn(3)
+    it.claims.turn(3, 3)
     it.claims.open = True
     it.wire.ready = False
-    it.claims.turn(3)
+    it.claims.turn(3, 3)
     assert it.asks() == []
     it.wire.ready = True
     it.claims.close()
-    it.claims.turn(3)
+    it.claims.turn(3, 3)
     assert it.asks() == []
 
 
@@ -553,20 +553,20 @@ def test_nothing_is_asked_before_the_lease_is_held_or_while_the_connection_is_do
 
 def test_a_delayed_message_is_claimed_when_it_is_due() -> None:
     it = Worker()
-    it.claims.turn(1)
+    it.claims.turn(1, 1)
     it.found(0, next_due_ms=NOW_MS + 5000)
     (timer,) = it.loop.live()
     assert 4.9 < timer.delay_s <= 5.01
-    it.claims.turn(1)
+    it.claims.turn(1, 1)
     assert it.asks() == []
     it.loop.fire()
-    it.claims.turn(1)
+    it.claims.turn(1, 1)
     assert it.asks() == [("q0", 1)]
 
 
 def test_what_is_overdue_is_claimed_at_once() -> None:
     it = Worker()
-    it.claims.turn(1)
+    it.claims.turn(1, 1)
     it.found(0, next_due_ms=NOW_MS - 5000)
     assert 0 <= it.loop.live()[0].delay_s <= 0.01
 
@@ -575,7 +575,7 @@ def test_each_reply_says_anew_when_the_next_one_is_due() -> None:
     it = Worker()
     for delay_ms in (5000, 3000, 9000, -1):
         it.claims.wake(it.queues[0])
-        it.claims.turn(1)
+        it.claims.turn(1, 1)
         it.found(0, next_due_ms=NOW_MS + delay_ms if delay_ms >= 0 else -1)
         assert [round(timer.delay_s) for timer in it.loop.live()] == [delay_ms // 1000] * (delay_ms >= 0)
 
@@ -583,7 +583,7 @@ def test_each_reply_says_anew_when_the_next_one_is_due() -> None:
 def test_a_busy_worker_does_not_set_a_timer_for_each_reply_that_says_the_same() -> None:
     it = Worker()
     for _ in range(1000):
-        it.claims.turn(1)
+        it.claims.turn(1, 1)
         it.found(1, left=1, next_due_ms=NOW_MS + 10**9)
     assert len(it.loop.live()) == 1
     assert len(it.loop.timers) <= 50
@@ -591,7 +591,7 @@ def test_a_busy_worker_does_not_set_a_timer_for_each_reply_that_says_the_same() 
 
 def test_after_the_end_no_timer_is_left() -> None:
     it = Worker()
-    it.claims.turn(1)
+    it.claims.turn(1, 1)
     it.found(0, next_due_ms=NOW_MS + 5000)
     it.claims.close()
     assert it.loop.live() == []
@@ -606,20 +606,20 @@ class Listener(Worker):
     def __init__(self, *weights: int) -> None:
         super().__init__(*weights)
         self.blocker.hears_pushes = True
-        self.claims.turn(1)
+        self.claims.turn(1, 1)
         for _ in self.queues:
             self.wire.reply([1, -1, 0, [], [], []])  # the first claims, which are made before anybody listens
-        self.claims.turn(1)
+        self.claims.turn(1, 1)
         for queue in self.queues:
             self.blocker.reply([b"subscribe", queue.keys.inbox("w").encode(), 1])
 
     def numbers(self) -> list[int]:
-        """Of the claims that wait for a reply: with which number they may be answered later."""
-        return [int(call.arguments[2]) for call, _ in self.wire.due if isinstance(call, Call)]
+        """Of the claims that wait for a reply: with which number they may be answered later; 0 for not at all."""
+        return [int(call.arguments[2]) * (call.arguments[3] > 0) for call, _ in self.wire.due if isinstance(call, Call)]
 
     def wait_for_work(self) -> int:
         """Claim, and find nothing. -> the number of that claim"""
-        self.claims.turn(1)
+        self.claims.turn(1, 1)
         (number,) = self.numbers()
         self.wire.reply([1, -1, 0, [], [], []])
         return number
@@ -630,11 +630,11 @@ class Listener(Worker):
 
 def test_who_listens_says_so_with_each_claim_that_has_room() -> None:
     it = Listener()
-    it.claims.turn(1)
+    it.claims.turn(1, 1)
     assert it.numbers() == [2]
     it.wire.reply([1, -1, 0, [], [], []])
     it.claims.wake(it.queues[0])
-    it.claims.turn(0)
+    it.claims.turn(0, 0)
     assert it.numbers() == [0], "without room nothing may be handed over"
 
 
@@ -642,16 +642,16 @@ def test_what_is_handed_over_is_taken_and_the_worker_says_again_that_it_waits() 
     it = Listener()
     it.give(it.wait_for_work())
     assert it.claimed == [("q0", [b"m1"])]
-    it.claims.turn(1)
+    it.claims.turn(1, 1)
     assert it.numbers() == [3]
 
 
 def test_what_comes_before_the_reply_of_its_claim_is_not_forgotten_by_it() -> None:
     it = Listener()
-    it.claims.turn(1)
+    it.claims.turn(1, 1)
     it.give(2)
     it.wire.reply([1, -1, 0, [], [], []])
-    it.claims.turn(1)
+    it.claims.turn(1, 1)
     assert it.numbers() == [3]
 
 
@@ -681,7 +681,7 @@ def test_it_is_put_back_only_when_no_claim_is_on_its_way() -> None:
     it = Listener()
     it.wait_for_work()
     it.claims.wake(it.queues[0])
-    it.claims.turn(1)
+    it.claims.turn(1, 1)
     it.claims.void()
     it.claims.keep_if_due()
     assert not it.kept
@@ -700,11 +700,27 @@ def test_where_nothing_may_have_been_handed_over_nothing_is_put_back() -> None:
 def test_a_refused_subscription_is_not_asked_for_again() -> None:
     it = Worker()
     it.blocker.hears_pushes = True
-    it.claims.turn(1)
+    it.claims.turn(1, 1)
     it.wire.reply([1, -1, 0, [], [], []])
-    it.claims.turn(1)
+    it.claims.turn(1, 1)
     it.blocker.reply(hiredis.ReplyError("NOPERM"))
     it.blocker.reply(None)  # BZPOPMIN
-    it.claims.turn(1)
+    it.claims.turn(1, 1)
     assert [words[0] for words, _ in it.blocker.due] == ["BZPOPMIN"]
     assert it.claims._heard_as == ""
+
+
+def test_a_worker_whose_last_child_got_work_waits_in_no_other_queue() -> None:
+    it = Listener(1, 1)
+    for _ in range(2):
+        it.claims.turn(1, 1)
+        it.wire.reply([1, -1, 0, [], [], []])
+    assert [queue.waits for queue in it.queues] == [True, True]
+    it.claims.turn(0, 1)
+    assert it.asks() == []
+    it.give(it.claims._number - 1)
+    it.claims.turn(0, 0)
+    assert it.asks() == [("q1", 0)]
+    it.wire.reply([1, -1, 0, [], [], []])
+    it.claims.turn(0, 0)
+    assert it.asks() == []

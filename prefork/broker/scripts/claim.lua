@@ -1,8 +1,8 @@
 -- Promote what is due, then hand up to n messages to a worker: higher priorities first, then first in first out.
 -- KEYS  1 leases  2 active of the worker  3 messages  4 state  5 pending  6 ranked  7 scheduled  8 wake  9 paused
 --       10 idle
--- ARGV  1 worker  2 n (0: promote only, and wake another)  3 number of this claim, if `enqueue` may hand the worker a
---       message when too few were found; else 0
+-- ARGV  1 worker  2 n (0: promote only, and wake another)  3 number of this claim  4 how many it has children for that
+--       have nothing to do: if it finds fewer, `enqueue` may hand the worker one more, until its next claim
 -- Returns  {server time in ms, next due in ms or -1, how many are left, {ids}, {messages}, {states or nothing}}
 -- Errors  FENCED: the worker's lease is gone, another has taken over what it held
 if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
@@ -10,7 +10,7 @@ if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
 end
 -- A server that is out of memory refuses what needs more, unless the script has written before: what has ended must be
 -- able to end, so that memory gets free.
-redis.call('ZREM', KEYS[1], '')
+redis.call('ZREM', KEYS[10], ARGV[1])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
@@ -86,11 +86,7 @@ if #ids > 0 then
   if redis.call('EXISTS', KEYS[4]) == 1 then states = redis.call('HMGET', KEYS[4], unpack(ids)) end
 end
 
-if #ids < n and ARGV[3] ~= '0' then
-  redis.call('ZADD', KEYS[10], ARGV[3], ARGV[1])
-else
-  redis.call('ZREM', KEYS[10], ARGV[1])
-end
+if #ids < tonumber(ARGV[4]) then redis.call('ZADD', KEYS[10], ARGV[3], ARGV[1]) end
 
 local left = redis.call('LLEN', KEYS[5]) + redis.call('ZCARD', KEYS[6])
 if left > 0 then
