@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from itertools import count
 from typing import Any, TypeVar
 
@@ -29,6 +30,9 @@ TRY = 0.45  # of the limit
 GIVE_UP_S: ContextVar[float] = ContextVar("GIVE_UP_S", default=float("inf"))
 T = TypeVar("T")
 NOBODY = "rehearsal"
+
+
+_keys = lru_cache(maxsize=256)(Keys)
 
 
 class Client:
@@ -174,7 +178,12 @@ class Client:
         return self._address.options.get("password") if self._address else None
 
     def call(
-        self, call: verbs.Call, *, again: verbs.Call | None = None, uncertain: bool = False, stats: str = ""
+        self,
+        call: verbs.Call,
+        *,
+        again: Callable[[], verbs.Call] | None = None,
+        uncertain: bool = False,
+        stats: str = "",
     ) -> Any:
         """Send one verb. Raises BrokerError within the limit; EnqueueUncertain if `uncertain` and the reply is lost.
 
@@ -184,7 +193,7 @@ class Client:
         wire, tries = self._wire, count()
 
         def ask() -> Any:
-            now = again if next(tries) and again else call
+            now = again() if next(tries) and again else call
             try:
                 answer = self._sent(wire, now.command(), stats)
             except redis.exceptions.NoScriptError:
@@ -221,7 +230,7 @@ class Client:
 
     def keys(self, queue: str) -> Keys:
         """The names of the keys of a queue."""
-        return Keys(self.prefix, queue)
+        return _keys(self.prefix, queue)
 
     def enqueue(self, queue: str, entries: list[verbs.Entry]) -> int:
         """Accept messages, all for one queue; how often it is repeated, each is accepted once. -> server ms"""
@@ -237,8 +246,12 @@ class Client:
 
     def _enqueue(self, queue: str, entries: list[verbs.Entry]) -> int:
         k = self.keys(queue)
-        again = verbs.enqueue(k, entries, again=True)
-        now_ms, _ = self.call(verbs.enqueue(k, entries), again=again, uncertain=True, stats=k.stats)
+        now_ms, _ = self.call(
+            verbs.enqueue(k, entries),
+            again=lambda: verbs.enqueue(k, entries, again=True),
+            uncertain=True,
+            stats=k.stats,
+        )
         return int(now_ms)
 
     def cancel(self, queue: str, id: str, result_ttl_ms: int, record: dict[str, Any], *, stop: bool = False) -> str:

@@ -67,7 +67,7 @@ class Entry(NamedTuple):
 
 def enqueue(k: Keys, entries: Iterable[Entry], *, again: bool = False) -> Call:
     """Accept messages, all for this queue. -> [server ms, how many were new]"""
-    keys = (k.messages, k.pending, k.ranked, k.scheduled, k.wake, k.leases, k.idle, k.paused)
+    keys = (k.messages, k.pending, k.ranked, k.scheduled, k.wake, k.idle, k.paused)
     head = (k.result_prefix if again else "", k.active_prefix, k.inbox_prefix)
     return Call("enqueue", keys, (*head, *chain.from_iterable(entry.arguments() for entry in entries)))
 

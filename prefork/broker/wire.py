@@ -25,6 +25,7 @@ class Wire:
     def __init__(self, pool: redis.ConnectionPool) -> None:
         self._pool = pool
         self._idle: list[Any] = []
+        self._looks: dict[int, select.poll] = {}  # by descriptor
 
     def ask(self, *commands: Words) -> list[Any]:
         """Send commands in one write. -> their replies; an error among them is in its place, not raised
@@ -66,7 +67,7 @@ class Wire:
                 connection = self._idle.pop()
             except IndexError:
                 return self._pool.get_connection()
-            if not _has_ended(connection):
+            if not self._has_ended(connection):
                 return connection
             self._drop(connection)
 
@@ -79,12 +80,13 @@ class Wire:
         connection.disconnect()
         self._pool.release(connection)
 
-
-def _has_ended(connection: Any) -> bool:
-    """Whether its server has closed it meanwhile: nobody owes it anything that could be read."""
-    sock = connection._sock
-    if sock is None:
-        return True
-    look = select.poll()
-    look.register(sock, select.POLLIN)
-    return bool(look.poll(0))
+    def _has_ended(self, connection: Any) -> bool:
+        """Whether its server has closed it meanwhile: nobody owes it anything that could be read."""
+        sock = connection._sock
+        if sock is None:
+            return True
+        fd = sock.fileno()
+        if fd not in self._looks:
+            self._looks[fd] = select.poll()
+            self._looks[fd].register(fd, select.POLLIN)
+        return bool(self._looks[fd].poll(0))

@@ -349,7 +349,8 @@ class Master:
 
     def _claimed(self, queue: str, ids: list[bytes], messages: list[bytes], states: list[bytes | None]) -> None:
         self._asked_again = False
-        self.settlement.came_back(queue, ids)
+        if self.settlement.refuses:
+            self.settlement.came_back(queue, ids)
         self.work.claimed(queue, ids, messages, states)
 
     def _end_burst(self) -> None:

@@ -154,12 +154,16 @@ class Outboxes:
         """Whether so much is refused that nothing more should be claimed."""
         return bool(self._refusals) and self.unsettled() >= MOST_REFUSED
 
+    @property
+    def refuses(self) -> bool:
+        """Whether the broker does not take something."""
+        return bool(self._refusals)
+
     def came_back(self, queue: str, ids: list[bytes]) -> None:
         """Messages that were claimed. A script that the broker broke off may have put them into their queue: what was
         said of them then must not be said again, of this run."""
-        if self._refusals:
-            outbox, again = self.outboxes[queue], {id.decode("utf-8", "replace") for id in ids}
-            outbox.records = [record for record in outbox.records if record[0] not in again]
+        outbox, again = self.outboxes[queue], {id.decode("utf-8", "replace") for id in ids}
+        outbox.records = [record for record in outbox.records if record[0] not in again]
 
     def unsettled(self) -> int:
         """How many messages are decided here, and not known to be settled there."""

@@ -87,10 +87,6 @@ def before(bench: Bench, why: str) -> None:
         bench.client.zadd(bench.keys.ranked, {"earlier": 5})
     elif why == "the queue is paused":
         bench.run(verbs.pause(bench.keys, on=True))
-    elif why == "its lease is gone":
-        bench.client.zrem(bench.keys.leases, "w")
-    elif why == "its lease has ended":
-        bench.client.zadd(bench.keys.leases, {"w": 1000})
     elif why == "it has claimed since, without room":
         bench.claim("w", 0)
     elif why == "it does not listen":
@@ -102,8 +98,7 @@ def before(bench: Bench, why: str) -> None:
 
 
 @pytest.mark.parametrize("why", [
-    "something waits", "something of a priority waits", "the queue is paused", "its lease is gone",
-    "its lease has ended", "it has claimed since, without room", "it does not listen", "it has told what it holds",
+    "something waits", "something of a priority waits", "the queue is paused", "it has claimed since, without room", "it does not listen", "it has told what it holds",
     "it was taken over",
 ])  # fmt: skip
 def test_otherwise_it_waits_for_a_claim(bench: Bench, why: str) -> None:

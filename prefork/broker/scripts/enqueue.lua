@@ -1,5 +1,5 @@
 -- Accept messages: each once, however often it is sent.
--- KEYS  1 messages  2 pending  3 ranked  4 scheduled  5 wake  6 leases  7 idle  8 paused
+-- KEYS  1 messages  2 pending  3 ranked  4 scheduled  5 wake  6 idle  7 paused
 -- ARGV  1 prefix of result keys if this may be a repeat, else ""  2 prefix of active keys  3 prefix of inboxes; then for
 --       each message: id, priority, when ("" now | "+ms" from now | "ms" since the epoch), header and body
 -- Returns  {server time in ms, how many were new}
@@ -11,17 +11,17 @@ local ready = {}
 local woken = false
 
 -- A single message that finds nothing before it goes straight to a worker that waits for one: it is active there from
--- now on, and travels with the wake-up. PUBLISH tells whether that worker is still connected. A user who may not do this
--- has it claimed: the message is stored by now, and no error may leave it in no place.
+-- now on, and travels with the wake-up. PUBLISH tells whether that worker is still connected; who takes a worker over
+-- takes it out of `idle` too. A user who may not do this has the message claimed: it is stored by now, and no error may
+-- leave it in no place.
 local function handed_over(id, message)
-  if #ARGV > 7 or redis.pcall('EXISTS', KEYS[2], KEYS[3], KEYS[8]) ~= 0 then return false end
+  if #ARGV > 7 or redis.pcall('EXISTS', KEYS[2], KEYS[3], KEYS[7]) ~= 0 then return false end
   while true do
-    local idle = redis.pcall('ZPOPMIN', KEYS[7])
+    local idle = redis.pcall('ZPOPMIN', KEYS[6])
     local worker = idle[1]
     if not worker then return false end
-    local ends, active = redis.pcall('ZSCORE', KEYS[6], worker), ARGV[2] .. worker
-    if tonumber(ends) and tonumber(ends) > now
-      and redis.pcall('ZADD', active, now * 2048 + math.floor(time[2] % 1000 * 2.048), id) == 1 then
+    local active = ARGV[2] .. worker
+    if redis.pcall('ZADD', active, now * 2048 + math.floor(time[2] % 1000 * 2.048), id) == 1 then
       local heard = redis.pcall('PUBLISH', ARGV[3] .. worker, idle[2] .. ' ' .. #id .. ' ' .. id .. message)
       if type(heard) == 'number' and heard > 0 then return true end
       redis.call('ZREM', active, id)
