@@ -45,7 +45,8 @@ log = logging.getLogger("prefork")
 PROGRESS_EVERY_S = 0.2
 EXIT_BOOT_FAILED, EXIT_LOST_MASTER = 11, 12
 PR_SET_PDEATHSIG = 1
-LONG_NUMBER, DIGITS = re.compile(rb"[0-9]{19}"), re.compile(rb"[0-9]{2}")  # of 19 bytes in a row, two are a ninth one
+DIGITS = re.compile(rb"[0-9]{2}")  # of the 19 digits or more that such an integer has, two are every ninth byte
+LEAST_ROUNDED = 9.2e18
 LOOK_EVERY_S = 0.001
 NOT_THE_TASKS = (__file__, os.path.dirname(asyncio.__file__))
 LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
@@ -145,9 +146,8 @@ class Child:
             args, kwargs = orjson.loads(given.body)
             if not (isinstance(args, list) and isinstance(kwargs, dict)):
                 raise ValueError("the body is not [args, kwargs]")
-            if DIGITS.search(given.body[::9]) and LONG_NUMBER.search(
-                given.body
-            ):  # orjson makes a float of what has more than 64 bits, silently
+            # orjson makes a float, silently, of an integer that has more than 64 bits.
+            if DIGITS.search(given.body[::9]) and _may_be_rounded(args) | _may_be_rounded(kwargs):
                 json.loads(given.body, parse_int=_int64)
         except (ValueError, TypeError, RecursionError) as error:
             bad = BadMessage(f"message {given.id} for {task.name} has a damaged body: {error}")
@@ -253,6 +253,22 @@ def _end_with(master: int) -> None:
     while os.getppid() == master:
         sleep(0.25)
     os.killpg(0, signal.SIGKILL)
+
+
+def _may_be_rounded(value: Any) -> bool:
+    """Whether there is a float in it that an integer of more than 64 bits may have become."""
+    rest = [value]
+    while rest:
+        it = rest.pop()
+        kind = type(it)
+        if kind is float:
+            if not -LEAST_ROUNDED < it < LEAST_ROUNDED:
+                return True
+        elif kind is dict:
+            rest.extend(it.values())
+        elif kind is list:
+            rest.extend(it)
+    return False
 
 
 def _int64(text: str) -> int:

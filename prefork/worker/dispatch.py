@@ -19,6 +19,8 @@ AHEAD_S = 0.002
 MAX_DEPTH = 64
 LAG_S = 0.003
 STALE_S = 0.02
+WORTH_A_CLAIM_S = 0.1  # of tasks that take longer, a round trip is less than a hundredth
+WORTH_A_WAKE_S = 0.0002  # so much work can wait behind other in a child: to wake another one takes as long
 OVERHEAD_S = 10e-6  # of the hand-off, beside the time that a task itself takes
 
 
@@ -139,6 +141,16 @@ class Dispatcher(Generic[W]):
         # A few missing ones are worth a round trip only if somebody has nothing to do.
         return missing if missing > 0 and (short > 0 or missing * 4 >= target) else 0
 
+    def ahead_in_s(self, now_s: float) -> float | None:
+        """After how many seconds it is time to claim for the child that is done next, if all have something to do."""
+        ends_s = [
+            slot.head_since_s + slot.load_s
+            for slot in self.slots
+            if slot.open and slot.outstanding == 1 and AHEAD_S < slot.load_s <= WORTH_A_CLAIM_S
+        ]
+        left_s = [end_s - now_s - AHEAD_S for end_s in ends_s if end_s - now_s > AHEAD_S]
+        return min(left_s) if left_s else None
+
     def assign(self, now_s: float) -> list[tuple[Slot, list[W]]]:
         """Hand out what is ready: to those who have nothing first, evenly, in order."""
         if not self.ready:
@@ -156,15 +168,15 @@ class Dispatcher(Generic[W]):
         return given
 
     def _taken(self, slot: Slot, share: int, now_s: float) -> list[W]:
-        """What this child gets of what is ready: one if it has nothing, more as long as all of it is short."""
+        """What this child gets of what is ready: its share, if it has nothing else; more as long as all is short."""
         ready, some = self.ready, list[W]()
-        most = min(share, slot.left, MAX_DEPTH - slot.outstanding)
+        most = min(slot.left, MAX_DEPTH - slot.outstanding)
         # One that has half of what it may have needs nothing yet: few large batches wake it less than many small ones.
         if slot.outstanding and (slot.outstanding > MAX_DEPTH // 2 or slot.load_s > AHEAD_S / 2 or slot.lags(now_s)):
             return some
         while ready and len(some) < most:
             expected_s = ready[0].expected_s
-            if slot.outstanding and slot.load_s + expected_s > AHEAD_S:
+            if slot.outstanding and slot.load_s + expected_s > (AHEAD_S if len(some) < share else WORTH_A_WAKE_S):
                 break
             slot.handed(expected_s, now_s)
             some.append(ready.popleft())

@@ -60,6 +60,7 @@ class Work:
         self._terms: dict[str, dict[int, Terms]] = {name: {} for name in settings.queues.names}
         self._signer = app.signer
         self._claimed_count = 0
+        self._loop, self._ahead_armed = loop, False
         self.times = RunTimes()
         self.dispatcher: Dispatcher[Order] = Dispatcher(pool.by_slot)
         self.deadlines = Deadlines(loop, pool)
@@ -156,6 +157,14 @@ class Work:
                         self.deadlines.watch(order.terms.timeout_s)
         if not self.lag.armed and dispatcher.waits():
             self.lag.arm()
+        in_s = None if self._ahead_armed or self.claims.all_drained else dispatcher.ahead_in_s(now_s)
+        if in_s is not None:
+            self._ahead_armed = True
+            self._loop.call_later(in_s, self._look_ahead)
+
+    def _look_ahead(self) -> None:
+        """A child will be done in a moment; the claim follows at the end of this turn."""
+        self._ahead_armed = False
 
     def _look_for_lag(self) -> None:
         """Nothing waits behind a task that takes longer than expected: others here get it, or other workers."""

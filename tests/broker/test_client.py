@@ -711,7 +711,7 @@ def test_many_big_ones_are_sent_in_small_batches(app: Prefork, server: Server) -
 
 @pytest.mark.parametrize("nothing", [[], iter(())], ids=["list", "iterator"])
 def test_many_of_none(app: Prefork, server: Server, nothing: Any) -> None:
-    assert app.enqueue_many(nothing) == []
+    assert list(app.enqueue_many(nothing)) == []
     assert not server.client.keys("*")
 
 

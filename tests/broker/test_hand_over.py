@@ -97,10 +97,13 @@ def before(bench: Bench, why: str) -> None:
         bench.restore("w", "gone")
 
 
-@pytest.mark.parametrize("why", [
-    "something waits", "something of a priority waits", "the queue is paused", "it has claimed since, without room", "it does not listen", "it has told what it holds",
-    "it was taken over",
-])  # fmt: skip
+WHY_NOT = [
+    "something waits", "something of a priority waits", "the queue is paused", "it has claimed since, without room",
+    "it does not listen", "it has told what it holds", "it was taken over",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("why", WHY_NOT)
 def test_otherwise_it_waits_for_a_claim(bench: Bench, why: str) -> None:
     bench.lease("w")
     wait_for_work(bench, "w")

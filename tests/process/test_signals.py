@@ -187,13 +187,13 @@ def test_a_reload_under_load_loses_and_repeats_nothing(project: Project) -> None
     """)
     worker = project.worker("concurrency = 4")
     tasks = project.tasks
-    for begin in range(0, 3000, 500):
+    for begin in range(0, 10_000, 500):
         tasks.app.enqueue_many(tasks.tick.s(n) for n in range(begin, begin + 500))
         hang_up(worker)
-    until(lambda: len(project.lines("ticks")) >= 3000)
-    assert reloads(worker) == 6
+    until(lambda: len(project.lines("ticks")) >= 10_000, 120)
+    assert reloads(worker) == 20
     assert set(counts(project, "ticks").values()) == {1}
-    assert len(counts(project, "ticks")) == 3000
+    assert len(counts(project, "ticks")) == 10_000
     assert worker.process.poll() is None
     assert worker.stop() == 0
 

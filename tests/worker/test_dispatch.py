@@ -154,8 +154,25 @@ def test_what_is_ready_is_handed_out_in_order_and_nobody_stays_idle(
 
 def test_what_is_ready_is_shared_evenly() -> None:
     dispatcher: Dispatcher[Work] = Dispatcher([Slot(open=True) for _ in range(4)])
-    dispatcher.add(works(20, 1e-5), 0.0)
+    dispatcher.add(works(20, 1e-4), 0.0)
     assert [len(some) for _, some in dispatcher.assign(0.0)] == [5, 5, 5, 5]
+
+
+def test_what_is_done_before_another_child_would_be_awake_stays_together() -> None:
+    dispatcher: Dispatcher[Work] = Dispatcher([Slot(open=True) for _ in range(200)])
+    dispatcher.add(works(60, 1e-5), 0.0)
+    assert [len(some) for _, some in dispatcher.assign(0.0)] == [20, 20, 20]
+
+
+def test_it_is_time_to_claim_ahead_when_the_first_child_ends_soon() -> None:
+    slots = [Slot(open=True) for _ in range(4)]
+    dispatcher: Dispatcher[Work] = Dispatcher(slots)
+    assert dispatcher.ahead_in_s(5.0) is None
+    for slot, expected_s in zip(slots, (0.010, 0.020, 30.0, inf), strict=True):
+        slot.handed(expected_s, 5.0)
+    assert dispatcher.ahead_in_s(5.0) == pytest.approx(0.010 - AHEAD_S)
+    assert dispatcher.ahead_in_s(5.009) == pytest.approx(0.011 - AHEAD_S)
+    assert dispatcher.ahead_in_s(5.019) is None
 
 
 def test_who_has_nothing_comes_first() -> None:
