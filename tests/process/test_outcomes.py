@@ -391,7 +391,7 @@ def test_large_and_small_messages_go_through_one_pipe_together(project: Project)
 def test_nothing_stays_in_the_broker_of_a_task_that_keeps_no_result(project: Project) -> None:
     worker = project.worker()
     silent, app = project.tasks.silent, project.tasks.app
-    results = app.enqueue_many(silent.s(n) for n in range(300))
+    results = list(app.enqueue_many(silent.s(n) for n in range(300)))
     results += [silent.using(priority=5).enqueue(300), silent.using(run_after=0.2).enqueue(301)]
     results += [project.tasks.silent_at_second.enqueue(302)]
     until(lambda: len(project.lines("silent")) == 304)
