@@ -29,7 +29,10 @@ from prefork.worker.outage import Outage
 BLOCK_S = 30
 REFUSED_PAUSE_S = 0.5
 LARGEST_CLAIM = 1000
-Claimed = Callable[[str, list[bytes], list[bytes], list[bytes | None]], None]
+Claimed = Callable[[str, list[bytes], list[bytes], list[bytes | None], int], None]
+# Of the claims by number, so that what `enqueue` hands over has its place between them: it takes another way, and may
+# come here before what was claimed before it.
+SERIALS_PER_CLAIM = 2048
 
 
 @dataclass(eq=False)
@@ -68,7 +71,7 @@ def shares(queues: list[Queue], n: int, *, strict: bool) -> list[tuple[Queue, in
 
 
 class Claims:
-    """The claims of one worker. `claimed` gets queue, ids, messages and states of what has come."""
+    """The claims of one worker. `claimed` gets queue, ids, messages, states and first serial of what has come."""
 
     def __init__(
         self,
@@ -183,10 +186,11 @@ class Claims:
         self._number += 1
         room = max(0, room) if self._heard_as == worker else 0
         self._idled = self._idled or room > 0
-        call = verbs.claim(queue.keys, worker, n, self._number, room)
-        self.channel.send(call, lambda reply: self._reply(queue, n, room, worker, reply))
+        number = self._number
+        call = verbs.claim(queue.keys, worker, n, number, room)
+        self.channel.send(call, lambda reply: self._reply(queue, n, number, room, worker, reply))
 
-    def _reply(self, queue: Queue, n: int, room: int, worker: str, reply: Any) -> None:
+    def _reply(self, queue: Queue, n: int, number: int, room: int, worker: str, reply: Any) -> None:
         queue.in_flight = False
         if isinstance(reply, Exception):
             queue.drained = False
@@ -204,7 +208,7 @@ class Claims:
             queue.drained = left == 0 and (n == 0 or len(ids) < n)
         self.due(queue, next_due_ms)
         if ids and worker == self.worker:  # else this worker was fenced meanwhile, and has put them back
-            self._claimed(queue.keys.queue, ids, messages, states or [None] * len(ids))
+            self._claimed(queue.keys.queue, ids, messages, states or [None] * len(ids), number * SERIALS_PER_CLAIM)
 
     def _refused(self, part: str, reply: Exception) -> None:
         self.outage.begins(part, f"the broker refuses to hand out messages: {reply}")
@@ -250,7 +254,8 @@ class Claims:
         if queue is None or self._heard_as != self.worker or int(number) < self._valid_from:
             return
         queue.drained, queue.woken, queue.waits = False, queue.in_flight, False
-        self._claimed(queue.keys.queue, [rest[: int(size)]], [rest[int(size) :]], [None])
+        serial = (int(number) + 1) * SERIALS_PER_CLAIM - 1
+        self._claimed(queue.keys.queue, [rest[: int(size)]], [rest[int(size) :]], [None], serial)
 
     def _block(self) -> None:
         drained = {queue for queue in self.queues if queue.drained and not queue.in_flight} if self.open else set()

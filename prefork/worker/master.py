@@ -347,11 +347,13 @@ class Master:
         if self.shutdown.begun:
             self.shutdown.turn()
 
-    def _claimed(self, queue: str, ids: list[bytes], messages: list[bytes], states: list[bytes | None]) -> None:
+    def _claimed(
+        self, queue: str, ids: list[bytes], messages: list[bytes], states: list[bytes | None], serial: int
+    ) -> None:
         self._asked_again = False
         if self.settlement.refuses:
             self.settlement.came_back(queue, ids)
-        self.work.claimed(queue, ids, messages, states)
+        self.work.claimed(queue, ids, messages, states, serial)
 
     def _end_burst(self) -> None:
         """What the last outcomes have put into a queue, follow-ups and retries, is seen by asking once more."""

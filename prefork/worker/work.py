@@ -59,7 +59,6 @@ class Work:
         self._queue_index = {name: number for number, name in enumerate(settings.queues.names)}
         self._terms: dict[str, dict[int, Terms]] = {name: {} for name in settings.queues.names}
         self._signer = app.signer
-        self._claimed_count = 0
         self._loop, self._ahead_armed = loop, False
         self.times = RunTimes()
         self.dispatcher: Dispatcher[Order] = Dispatcher(pool.by_slot)
@@ -82,11 +81,13 @@ class Work:
 
     # -- claimed ------------------------------------------------------------------------------------------------
 
-    def claimed(self, queue: str, ids: list[bytes], messages: list[bytes], states: list[bytes | None]) -> None:
-        """A claim has brought messages."""
+    def claimed(
+        self, queue: str, ids: list[bytes], messages: list[bytes], states: list[bytes | None], serial: int
+    ) -> None:
+        """A claim has brought messages; `serial`: of the first."""
         orders = []
         now_ms, signer, terms_of = self._clock.now_ms(), self._signer, self._terms[queue]
-        for raw_id, raw, state in zip(ids, messages, states, strict=True):
+        for at, (raw_id, raw, state) in enumerate(zip(ids, messages, states, strict=True), serial):
             try:
                 if signer is not None:
                     raw = signer.verified(raw_id, queue, raw)
@@ -97,7 +98,7 @@ class Work:
                 elif terms.expires and self._has_expired(message, now_ms):
                     self._settlement.expired(message)
                 else:
-                    orders.append(self._order(message, terms))
+                    orders.append(self._order(message, terms, at))
             except BadMessage as error:
                 self._settlement.bad(raw_id, queue, str(error), type(error).__name__)
             except Exception as error:  # no message, however strange, may end the worker again and again
@@ -128,12 +129,11 @@ class Work:
         )  # fmt: skip
         return terms
 
-    def _order(self, message: Message, terms: Terms) -> Order:
+    def _order(self, message: Message, terms: Terms, serial: int) -> Order:
         state, expected_s = message.state, self.times.expect_s(message.header.task)
-        self._claimed_count += 1
         return Order(
             message, terms, state.attempts + 1 if state else 1, state.retried if state else 0, expected_s,
-            self._claimed_count, handoff.WILL_LAST if expected_s > TITLE_AFTER_S else 0,
+            serial, handoff.WILL_LAST if expected_s > TITLE_AFTER_S else 0,
         )  # fmt: skip
 
     def _has_expired(self, message: Message, now_ms: int) -> bool:

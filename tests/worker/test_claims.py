@@ -179,15 +179,20 @@ class Worker:
         self.fenced: list[str] = []
         self.requested: list[str] = []
         self.kept: list[None] = []
+        self.serials: list[int] = []
         self.claims = Claims(
             self.loop, self.wire, self.blocker, ServerClock(), self.queues, strict=strict,  # type: ignore[arg-type]
-            claimed=lambda queue, ids, messages, states: self.claimed.append((queue, ids)), fenced=self.fenced.append,
+            claimed=self.take, fenced=self.fenced.append,
             requested=self.requested.append, keep=self.keep,
         )  # fmt: skip
         self.claims.worker = "w"
         self.claims.open = True
         self.claims.blocker_up()
         self.blocker.reply(17)  # CLIENT ID
+
+    def take(self, queue: str, ids: list[bytes], messages: Any, states: Any, serial: int) -> None:
+        self.claimed.append((queue, ids))
+        self.serials += range(serial, serial + len(ids))
 
     def keep(self) -> None:
         self.kept.append(None)
@@ -724,3 +729,15 @@ def test_a_worker_whose_last_child_got_work_waits_in_no_other_queue() -> None:
     it.wire.reply([1, -1, 0, [], [], []])
     it.claims.turn(0, 0)
     assert it.asks() == []
+
+
+def test_what_is_handed_over_has_its_place_behind_its_claim_though_it_comes_before_the_reply() -> None:
+    it = Listener()
+    it.claims.turn(9, 9)
+    it.give(2)
+    it.wire.reply([1, -1, 0, [b"a", b"b"], [b"", b""], []])
+    it.claims.turn(9, 9)
+    it.wire.reply([1, -1, 0, [b"c"], [b""], []])
+    ids = [id for _, some in it.claimed for id in some]
+    assert ids == [b"m1", b"a", b"b", b"c"]
+    assert [id for _, id in sorted(zip(it.serials, ids, strict=True))] == [b"a", b"b", b"m1", b"c"]
