@@ -18,3 +18,8 @@ def confirm(options: argparse.Namespace, what: str) -> None:
     print(plain(f"This will {what}. Go on? [y/N] "), end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise PreforkError("nothing was done")
+
+
+def counted(count: int, what: str) -> str:
+    """`1 task`, `1,000 tasks`."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

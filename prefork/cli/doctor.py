@@ -8,7 +8,7 @@ from typing import Any
 from prefork.broker.client import Client
 from prefork.broker.doctor import examine
 from prefork.broker.finding import Finding
-from prefork.cli.confirm import confirm
+from prefork.cli.confirm import confirm, counted
 from prefork.cli.connect import client_of
 from prefork.cli.output import plain, print_json
 
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
         if not options.json:
             _print(finding for finding in findings if finding.mend)
         count = sum(finding.mend is not None for finding in findings)
-        confirm(options, f"repair {count} faults, as said behind each")
+        confirm(options, f"repair {counted(count, 'fault')}, as said behind each")
         findings = _repair(client, findings, repaired, quiet=options.json)
     if options.json:
         print_json([it.told(done) for it, done in repaired] + [finding.told() for finding in findings])

@@ -73,6 +73,8 @@ def run(settings: Settings, conf: Path, *, burst: bool) -> int:
                      ", ".join(app.signer.ids))  # fmt: skip
         for warning in _warnings(app, _ask_broker(app, settings)):
             log.warning("%s", warning)
+        if not settings.user and os.geteuid() == 0:
+            log.warning("the tasks run as root; set `user` to somebody who may do less, or to root if that is meant")
         app.client.close()
         again = Master(app, settings, handler, status=status, pidfile=pidfile, origin=origin, burst=burst).run()
     finally:

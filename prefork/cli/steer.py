@@ -13,7 +13,7 @@ import orjson
 from prefork import config
 from prefork.app import Prefork
 from prefork.broker import admin, survey
-from prefork.cli.confirm import confirm
+from prefork.cli.confirm import confirm, counted
 from prefork.cli.connect import app_of, client_of
 from prefork.cli.load import signer_of
 from prefork.cli.output import plain, print_json
@@ -153,7 +153,7 @@ def _retry(options: argparse.Namespace) -> int:
         queue = admin.known_queue(client, options.dead)
         count = survey.census(client, queue).report.dead
         if count:
-            confirm(options, f"let {count:,} dead letters of queue {queue} run again")
+            confirm(options, f"let {counted(count, 'dead letter')} of queue {queue} run again")
         return _counted(options, "revived", admin.retry_dead(client, queue))
     said = {}
     for id in options.ids:
@@ -165,7 +165,7 @@ def _retry(options: argparse.Namespace) -> int:
 
 def _delete(options: argparse.Namespace) -> int:
     client = client_of(options)
-    confirm(options, f"delete {len(options.ids)} tasks for good")
+    confirm(options, f"delete {counted(len(options.ids), 'task')} for good")
     said = {}
     for id in options.ids:
         queue = survey.queue_of(client, id)
@@ -193,7 +193,7 @@ def _purge(options: argparse.Namespace) -> int:
     report = survey.census(client, queue).report
     count = sum(getattr(report, place) for place in places)
     if count:
-        confirm(options, f"delete {count:,} tasks ({' and '.join(places)}) of queue {queue} for good")
+        confirm(options, f"delete {counted(count, 'task')} ({' and '.join(places)}) of queue {queue} for good")
     return _counted(options, "deleted", admin.purge(client, queue, places))
 
 

@@ -142,3 +142,11 @@ def test_tasks_run_as_the_user_of_the_configuration(project: Project) -> None:
     assert project.tasks.who.enqueue().wait(timeout=20)[1] == nobody.pw_uid
     assert worker.stop() == 0
     assert not pidfile.exists()
+
+
+@as_root
+@pytest.mark.parametrize(("conf", "times"), [("", 1), ("user = root", 0)])
+def test_that_tasks_run_as_root_is_said_unless_it_is_meant(project: Project, conf: str, times: int) -> None:
+    worker = project.worker(conf)
+    assert worker.log.count("the tasks run as root; set `user`") == times
+    assert worker.stop() == 0

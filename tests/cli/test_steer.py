@@ -11,6 +11,7 @@ import time
 import pytest
 
 from prefork.broker import survey
+from prefork.cli.confirm import counted
 from prefork.cli.exits import EXIT_APP, EXIT_USAGE
 from tests.cli.command import as_json, prefork
 from tests.conftest import SLACK_S, Project, until
@@ -277,8 +278,13 @@ def test_on_a_terminal_it_asks(project: Project, answer: str, left: int) -> None
     said = b""
     while b"[y/N]" not in said:
         said += os.read(terminal, 1024)
-    assert b"This will delete 1 tasks (pending and scheduled) of queue default for good." in said
+    assert b"This will delete 1 task (pending and scheduled) of queue default for good." in said
     os.write(terminal, answer.encode() + b"\n")
     assert process.wait(20) == (0 if left == 0 else EXIT_USAGE)
     os.close(terminal)
     assert len(pending(project)) == left
+
+
+@pytest.mark.parametrize(("count", "said"), [(0, "0 tasks"), (1, "1 task"), (2, "2 tasks"), (1000, "1,000 tasks")])
+def test_one_is_said_as_one(count: int, said: str) -> None:
+    assert counted(count, "task") == said

@@ -407,12 +407,13 @@ def test_trouble_costs_nothing_and_ends_with_it(scene: Scene, name: str) -> None
     quick, nap, app = project.tasks.quick, project.tasks.nap, project.tasks.app
     for n in range(20):
         quick.enqueue(n).wait(timeout=20)  # known as fast
-    naps = [nap.enqueue(n, 0.5) for n in range(3)]
+    held = [project.tasks.hold.enqueue(n) for n in range(3)]
     until(lambda: len(project.lines("started")) == 3)
     results = [quick.enqueue(n) for n in range(100, 200)]
     master = psutil.Process(worker.pid)
 
     fault.begin(scene)
+    project.let_go()
     clock, before = Clock(), sum(master.cpu_times()[:2])
     until(lambda: len(project.lines("ended")) == 3, what="what runs goes on")
     until(lambda: clock.s > (LATE_S if fault.short_limits else TROUBLE_S))
@@ -427,7 +428,7 @@ def test_trouble_costs_nothing_and_ends_with_it(scene: Scene, name: str) -> None
     back_s = clock.s
     app.client.close()
     app.client.url = scene.server.url
-    assert [result.wait(timeout=20) for result in naps] == [0, 1, 2]
+    assert [result.wait(timeout=20) for result in held] == [0, 1, 2]
     assert [result.wait(timeout=20) for result in results] == list(range(100, 200))
     assert nap.enqueue(9, 0).wait(timeout=20) == 9
     assert back_s < BACK_S + SLACK_S, f"back after {back_s:.2f} s\n{worker.log}"

@@ -61,11 +61,12 @@ def test_fenced_while_the_broker_dies_it_comes_back_and_all_is_done(own_project:
     project.add(QUICK)
     conf = "lease = 4\nconcurrency = 2"
     first = project.worker(conf)
-    quick, nap = project.tasks.quick, project.tasks.nap
-    naps = [nap.enqueue(n, 1.0) for n in range(2)]
+    quick = project.tasks.quick
+    held = [project.tasks.hold.enqueue(n) for n in range(2)]
     until(lambda: len(project.lines("started")) == 2)
     results = [quick.enqueue(n) for n in range(300)]
     first.send(signal.SIGSTOP)
+    project.let_go()
     second = project.worker(conf)
     until(lambda: "took over from worker" in second.log)
     project.server.kill()
@@ -75,7 +76,7 @@ def test_fenced_while_the_broker_dies_it_comes_back_and_all_is_done(own_project:
     time.sleep(0.1)
     project.server.kill()
     project.server.start()
-    assert [it.wait(timeout=20) for it in naps + results] == [0, 1, *range(300)]
+    assert [it.wait(timeout=20) for it in held + results] == [0, 1, *range(300)]
     until(lambda: active(project) == 0)
     assert set(counts(project, "quick").values()) == {1} or "lost the lease" in second.log
     late = [quick.enqueue(n) for n in range(1000, 1100)]
