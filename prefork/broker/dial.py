@@ -148,13 +148,15 @@ class Dial:
 
     def _connected(self) -> None:
         assert self._socket
-        self._loop.forget(self._socket.fileno())
-        if code := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        bare = self._socket
+        self._loop.forget(bare.fileno())
+        if code := bare.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             return self._fail(OSError(code, os.strerror(code)))
         try:
             if context := self._address.tls():
+                self._socket = None  # the descriptor goes to what wraps it, and is closed with that if it can't be
                 name = self._address.host
-                self._socket = context.wrap_socket(self._socket, server_hostname=name, do_handshake_on_connect=False)
+                self._socket = context.wrap_socket(bare, server_hostname=name, do_handshake_on_connect=False)
                 return self._shake_hands()
         except (OSError, ValueError) as error:
             return self._fail(error)

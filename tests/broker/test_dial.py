@@ -6,6 +6,7 @@ import os
 import random
 import socket
 import ssl
+import struct
 import subprocess
 import time
 from pathlib import Path
@@ -63,6 +64,26 @@ def test_tls_to_a_server_without(rig: Rigs, tcp_server: Server, monkeypatch: pyt
     said = it.turn_until(lambda: it.downs)[0]
     assert "hunter2" not in said
     assert "does not answer in time" in said or "redis:// in place of rediss://" in said
+
+
+def test_a_server_that_resets_the_connection_before_tls_begins(rig: Rigs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a balancer does that has nobody behind it. The certificates of the system take a while to load."""
+    make = ssl.create_default_context
+    with socket.create_server(("127.0.0.1", 0)) as there:
+
+        def slow(*given: Any, **more: Any) -> ssl.SSLContext:
+            it, _ = there.accept()
+            it.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            it.close()
+            return make(*given, **more)
+
+        monkeypatch.setattr(ssl, "create_default_context", slow)
+        it = rig(f"rediss://127.0.0.1:{there.getsockname()[1]}/0", QuickLoop())
+        it.channel.connect()
+        it.turn_until(lambda: len(it.downs) >= 3)
+        assert "broke the connection off" in it.downs[0]
+        it.channel.close()
+        assert not it.loop._selector.get_map()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
