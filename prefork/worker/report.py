@@ -1,4 +1,4 @@
-"""What a worker tells of itself: to the status socket, to `prefork workers`, and, on USR1, to its log."""
+"""What a worker tells of itself: to the status socket, `prefork workers`, `ps`, systemd, and, on USR1, to its log."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import time
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
+
+from setproctitle import setproctitle
 
 from prefork.app import Prefork
 from prefork.config import Settings
@@ -53,6 +55,15 @@ class Report:
             "crash_loop": self._pool.crashes.describe(),
             "children": [_of_child(child) for child in self._pool.children],
         }
+
+    def summary(self) -> str:
+        """In a few words, for `systemctl status`."""
+        queues = ", ".join(self._settings.queues.names)
+        return f"{'paused, ' if self._claims.paused else ''}{self._pool.size} children, queues {queues}"
+
+    def entitle(self) -> None:
+        """Name the process, for `ps`."""
+        setproctitle(f"prefork: master of {self._app.name}, {self._pool.size} children")
 
     def say(self) -> None:
         """Log what every child is doing, with its Python stack if it runs a task."""

@@ -5,141 +5,25 @@ from __future__ import annotations
 import os
 import random
 import signal
-import socket
-import ssl
-import subprocess
 import time
-from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import hiredis
-import psutil
 import pytest
 
 from prefork.broker import channel as channel_module
-from prefork.broker import verbs
-from prefork.broker.channel import Channel, Lost
+from prefork.broker import dial, verbs
+from prefork.broker.channel import Lost
 from prefork.broker.keys import Keys
-from prefork.worker.loop import Loop, Timer
-from tests.broker.wires import Listener, Proxy, Redislike, Says, free_port
-from tests.conftest import PATIENCE_S, SLACK_S, Server, until
+from tests.broker.rig import QuickLoop, Rigs
+from tests.broker.wires import Proxy, Redislike, Says, free_port
+from tests.conftest import SLACK_S, Server
 
-CERTIFICATE = Path(__file__).parent / "localhost.pem"
 KEYS = Keys("t", "q")
 
 
-class QuickLoop(Loop):
-    """A loop that notes the delays it is asked for, and waits a hundredth of those that are pauses before a retry."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pauses_s: list[float] = []
-
-    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
-        if getattr(callback, "__name__", "") == "connect":
-            self.pauses_s.append(delay_s)
-            delay_s /= 100
-        return super().call_later(delay_s, callback)
-
-
-class Rig:
-    """A channel on a loop of its own, turned by the test until something is so."""
-
-    def __init__(self, url: str, loop: Loop | None = None) -> None:
-        self.loop = loop or Loop()
-        self.ups = 0
-        self.downs: list[str] = []
-        self.channel = Channel(self.loop, url, "rig", self._up, self.downs.append)
-
-    def _up(self) -> None:
-        self.ups += 1
-
-    def turn_until(self, condition: Callable[[], Any], seconds: float = PATIENCE_S) -> Any:
-        """Turn the loop until the condition is true, and return it."""
-        end = time.monotonic() + seconds
-        found: list[Any] = []
-        timers: list[Timer] = []
-
-        def look() -> None:
-            if value := condition():
-                found.append(value)
-                self.loop.stop()
-            elif time.monotonic() > end:
-                self.loop.stop()
-
-        def tick() -> None:  # what has to come true may not be an event of the loop
-            timers.append(self.loop.call_later(0.005, tick))
-
-        tick()
-        self.loop.after = look
-        self.loop.run()
-        timers[-1].cancel()
-        assert found, f"not within {seconds:g} s; downs: {self.downs}"
-        return found[0]
-
-    def connect(self) -> Rig:
-        self.channel.connect()
-        self.turn_until(lambda: self.channel.ready)
-        return self
-
-    def send(self, *words: Any, limit_s: float = 20.0) -> list[Any]:
-        """Send a plain command. -> a list to which its reply will be appended"""
-        replies: list[Any] = []
-        self.channel.send_words(words, replies.append, limit_s)
-        self.channel.flush()
-        return replies
-
-    def ask(self, *words: Any) -> Any:
-        replies = self.send(*words)
-        self.turn_until(lambda: replies)
-        assert len(replies) == 1
-        return replies[0]
-
-    def call(self, call: verbs.Call) -> Any:
-        replies: list[Any] = []
-        self.channel.send(call, replies.append)
-        self.channel.flush()
-        self.turn_until(lambda: replies)
-        return replies[0]
-
-    def close(self) -> None:
-        self.channel.close()
-        self.loop._selector.close()
-
-
-Rigs = Callable[..., Rig]
-
-
-@pytest.fixture
-def rig() -> Iterator[Rigs]:
-    """Makes rigs, and closes them."""
-    made: list[Rig] = []
-
-    def make(url: str, loop: Loop | None = None) -> Rig:
-        made.append(Rig(url, loop))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
-
-
-@pytest.fixture(scope="module")
-def tcp_server(server_binary: str) -> Iterator[Server]:
-    """A server on a TCP port too, that asks for a password and has one more user."""
-    port = free_port()
-    server = Server(server_binary, "--port", str(port), "--bind", "127.0.0.1")
-    server.client.execute_command("ACL", "SETUSER", "bob", "on", ">s:cr@t/%", "~*", "&*", "+@all")
-    server.client.config_set("requirepass", "hunter2")
-    server.client.execute_command("AUTH", "hunter2")
-    server.url = f"127.0.0.1:{port}"
-    yield server
-    server.close()
-
-
-# -- connect ----------------------------------------------------------------------------------------------------
+# -- connect and greet ------------------------------------------------------------------------------------------
 
 
 def test_it_connects_names_itself_and_loads_the_scripts(rig: Rigs, server: Server) -> None:
@@ -171,120 +55,6 @@ def test_a_unix_socket_with_user_password_and_database(rig: Rigs, tcp_server: Se
     it = rig(f"unix://bob:s%3Acr%40t%2F%25@{tcp_server.path}?db=2").connect()
     assert it.ask("ACL", "WHOAMI") == b"bob"
     assert b" db=2 " in it.ask("CLIENT", "INFO")
-
-
-def tls_context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(CERTIFICATE)
-    return context
-
-
-def test_tls(rig: Rigs, server: Server) -> None:
-    with Proxy(server.path, tls=tls_context()) as proxy:
-        it = rig(f"rediss://127.0.0.1:{proxy.port}/0?ssl_ca_certs={CERTIFICATE}").connect()
-        payload = random.randbytes(1 << 20)
-        assert it.ask("SET", "k", payload) == b"OK"
-        assert it.ask("GET", "k") == payload
-        proxy.cut()
-        it.turn_until(lambda: it.ups == 2)
-        assert it.ask("PING") == b"PONG"
-
-
-def test_tls_without_checking_the_certificate(rig: Rigs, server: Server) -> None:
-    with Proxy(server.path, tls=tls_context()) as proxy:
-        assert rig(f"rediss://localhost:{proxy.port}?ssl_cert_reqs=none").connect().ask("PING") == b"PONG"
-        assert rig(f"rediss://127.0.0.1:{proxy.port}?ssl_ca_certs={CERTIFICATE}&ssl_check_hostname=False").connect()
-
-
-def test_a_certificate_that_is_not_trusted(rig: Rigs, server: Server) -> None:
-    with Proxy(server.path, tls=tls_context()) as proxy:
-        it = rig(f"rediss://localhost:{proxy.port}")
-        it.channel.connect()
-        assert "has a certificate that is not trusted" in it.turn_until(lambda: it.downs)[0]
-        assert it.ups == 0
-
-
-def test_tls_to_a_server_without(rig: Rigs, tcp_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel_module, "CONNECT_LIMIT_S", 0.3)  # Redis waits for the end of a line
-    it = rig(f"rediss://:hunter2@{tcp_server.url}/0")
-    it.channel.connect()
-    said = it.turn_until(lambda: it.downs)[0]
-    assert "hunter2" not in said
-    assert "does not answer in time" in said or "redis:// in place of rediss://" in said
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """The server's own TLS is tested where it has any (the bundled one has none)."""
-    if "tls_of" in metafunc.fixturenames:
-        given = metafunc.config.getoption("--server")
-        own = given and b"tls-port" not in subprocess.run(
-            [given, "--port", "no number", "--tls-port", "0"], capture_output=True, timeout=10, check=False
-        ).stdout.partition(b"--port")[0]  # fmt: skip
-        metafunc.parametrize("tls_of", ["a proxy", "the server"] if own else ["a proxy"])
-
-
-def test_big_payloads_over_tls(rig: Rigs, server: Server, server_binary: str, tls_of: str) -> None:
-    port = free_port()
-    if tls_of == "the server":
-        files = [word for name in ("cert", "key", "ca-cert") for word in (f"--tls-{name}-file", str(CERTIFICATE))]
-        own = Server(server_binary, "--tls-port", str(port), *files, "--tls-auth-clients", "no")
-    else:
-        own = Proxy(server.path, tls=tls_context())  # type: ignore[assignment]
-        port = own.port  # type: ignore[attr-defined]
-    try:
-        it = rig(f"rediss://localhost:{port}?ssl_ca_certs={CERTIFICATE}").connect()
-        payload = random.randbytes(8 << 20)
-        sent = it.send("SET", "k", payload)
-        got = it.send("GET", "k")
-        it.turn_until(lambda: got)
-        assert sent == [b"OK"]
-        assert got == [payload]
-    finally:
-        own.close()
-
-
-def test_a_host_with_several_addresses_is_tried_at_each(
-    rig: Rigs, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`localhost` is ::1 and 127.0.0.1, and many servers listen on the latter only."""
-    look_up = socket.getaddrinfo
-
-    def two(host: str, port: int, *rest: Any, **more: Any) -> Any:
-        found = look_up("127.0.0.1", port, *rest, **more)
-        return [(*found[0][:4], ("127.0.0.99", port)), *found]
-
-    monkeypatch.setattr(socket, "getaddrinfo", two)
-    with Proxy(server.path) as proxy:
-        it = rig(f"redis://localhost:{proxy.port}/0")
-        it.channel.connect()
-        it.turn_until(lambda: it.channel.ready or len(it.downs) > 5)
-        assert it.channel.ready, it.downs
-
-
-def test_the_loop_goes_on_while_a_name_is_looked_up(rig: Rigs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A name server that does not answer holds the caller for many seconds; children are to be reaped meanwhile."""
-    port = free_port()
-
-    def slow(host: str, port: int, *rest: Any, **more: Any) -> Any:
-        end_s = time.monotonic() + PATIENCE_S / 2
-        while not (tmp_path / "over").exists() and time.monotonic() < end_s:
-            time.sleep(0.01)
-        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-
-    monkeypatch.setattr(socket, "getaddrinfo", slow)
-    it = rig(f"redis://some.host:{port}/0")
-    ticks: list[int] = []
-
-    def tick() -> None:
-        ticks.append(1)
-        it.loop.call_later(0.01, tick)
-
-    it.loop.call_later(0.01, tick)
-    it.loop.call_later(0.02, it.channel.connect)
-    it.turn_until(lambda: len(ticks) > 30)
-    assert it.downs == []
-    (tmp_path / "over").touch()
-    it.turn_until(lambda: it.downs)
 
 
 def test_a_user_who_may_not_name_a_connection_can_work(rig: Rigs) -> None:
@@ -482,16 +252,6 @@ def test_a_server_that_hangs(rig: Rigs, own_server: Server) -> None:
     assert it.ask("PING") == b"PONG"
 
 
-def test_a_server_that_accepts_and_says_nothing(rig: Rigs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel_module, "CONNECT_LIMIT_S", 0.1)
-    with Listener() as there:
-        it = rig(there.url)
-        it.channel.connect()
-        it.turn_until(lambda: len(it.downs) >= 3)
-        assert "does not answer in time" in it.downs[0]
-        assert it.ups == 0
-
-
 def test_a_connection_that_is_cut_in_the_middle_of_a_reply(rig: Rigs, server: Server) -> None:
     server.client.set("big", bytes(1 << 20))
     with Proxy(server.path) as proxy:
@@ -532,7 +292,7 @@ def test_replies_that_come_with_the_end_of_the_connection_are_handed_out(rig: Ri
     ids=["http", "tls", "too many replies", "half a reply", "nonsense"],
 )
 def test_something_that_is_not_a_redis(rig: Rigs, said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel_module, "CONNECT_LIMIT_S", 0.2)
+    monkeypatch.setattr(dial, "CONNECT_LIMIT_S", 0.2)
     with Says(said) as there:
         it = rig(there.url)
         it.channel.connect()
@@ -553,20 +313,6 @@ def test_garbage_in_the_middle_of_work(rig: Rigs) -> None:
         it.turn_until(lambda: it.ups == 2)
         assert isinstance(replies[0], Lost)
         assert it.ask("PING") == b"PONG"
-
-
-def test_a_refused_connection_is_tried_again_with_pauses_of_a_second_at_most(rig: Rigs) -> None:
-    loop = QuickLoop()
-    port = free_port()
-    it = rig(f"redis://127.0.0.1:{port}/0", loop)
-    it.channel.connect()
-    it.turn_until(lambda: len(it.downs) >= 12)
-    assert set(it.downs) == {f"the broker redis://127.0.0.1:{port}/0 refuses the connection; is it running there?"}
-    pauses = loop.pauses_s
-    assert len(pauses) == len(it.downs)
-    longest = [0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1, 1, 1]
-    assert all(0.5 * most <= pause <= most for pause, most in zip(pauses, longest, strict=False))
-    assert max(pauses) <= 1
 
 
 @pytest.mark.parametrize(
@@ -670,17 +416,6 @@ def test_close_ends_it_for_good(rig: Rigs, server: Server) -> None:
         assert proxy.accepted == 1
 
 
-def test_close_while_connecting(rig: Rigs) -> None:
-    with Listener() as there:
-        it = rig(there.url)
-        it.channel.connect()
-        it.turn_until(lambda: there.accepted == 1)
-        it.channel.close()
-        it.turn_until(lambda: there.open == [])
-        assert (it.ups, it.downs, there.accepted) == (0, [], 1)
-        assert not it.loop._selector.get_map()
-
-
 def test_a_forked_child_that_abandons_it_leaves_the_connection_alone(rig: Rigs, server: Server) -> None:
     it = rig(server.url).connect()
     waiting = it.send("BLPOP", "something", 0)
@@ -694,39 +429,3 @@ def test_a_forked_child_that_abandons_it_leaves_the_connection_alone(rig: Rigs, 
     assert waiting == [[b"something", b"v"]]
     assert it.ask("PING") == b"PONG"
     assert it.downs == []
-
-
-def hanging(*_: Any, **__: Any) -> Any:
-    """A name server that does not answer, seen from `getaddrinfo`."""
-    time.sleep(PATIENCE_S)
-
-
-def test_a_lookup_that_hangs_holds_nothing_that_is_open_here(rig: Rigs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pipes of children among it: were it to hold those, they would not see the end of a master that dies."""
-    monkeypatch.setattr(socket, "getaddrinfo", hanging)
-    reads, writes = os.pipe()
-    it = rig("redis://some.host:6379/0")
-    it.channel.connect()
-    os.close(writes)
-    ended: list[bytes] = []
-    it.loop.on_read(reads, lambda: ended.append(os.read(reads, 1)))
-    it.turn_until(lambda: ended, 5)
-    it.loop.forget(reads)
-    os.close(reads)
-    assert ended[0] == b""
-
-
-def test_a_lookup_that_hangs_ends_with_the_channel(rig: Rigs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "getaddrinfo", hanging)
-    before = {child.pid for child in psutil.Process().children()}
-    it = rig("redis://some.host:6379/0")
-    it.channel.connect()
-    started = {child.pid for child in psutil.Process().children()} - before
-    it.channel.close()
-
-    def gone() -> bool:
-        return all(
-            child.status() == psutil.STATUS_ZOMBIE for child in psutil.Process().children() if child.pid in started
-        )
-
-    until(gone, 5, "the process that looked the name up is gone")

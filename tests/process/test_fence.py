@@ -63,8 +63,8 @@ def said(worker: Worker, words: str) -> int:
 def test_one_that_was_cut_off_comes_back_and_drops_what_it_ran(project: Project, network: Network, mode: str) -> None:
     if mode == "drop":
         project.add("""
-            from prefork.broker import channel
-            channel.CONNECT_LIMIT_S = channel.REPLY_LIMIT_S = 1.0
+            from prefork.broker import channel, dial
+            dial.CONNECT_LIMIT_S = channel.REPLY_LIMIT_S = 1.0
             channel.Channel.send.__defaults__ = channel.Channel.send_words.__defaults__ = (1.0,)
         """)
     cut_off = project.worker(f"lease = 1\nconcurrency = 1\n{behind(network)}")

@@ -39,8 +39,8 @@ def quick(n):
 
 # The master imports the app: so the limits are the real ones, only shorter, in the processes of one test.
 SHORT_LIMITS = """
-from prefork.broker import channel
-channel.CONNECT_LIMIT_S = channel.REPLY_LIMIT_S = 1.0
+from prefork.broker import channel, dial
+dial.CONNECT_LIMIT_S = channel.REPLY_LIMIT_S = 1.0
 channel.Channel.send.__defaults__ = channel.Channel.send_words.__defaults__ = (1.0,)
 """
 

@@ -1,0 +1,150 @@
+"""What ties a worker to its broker: how that begins, breaks, is mended, and is lost to another worker.
+
+1. The first time that it is connected, take a lease on each queue. When all are held, claim.
+2. When the connection breaks, claim no more. What runs goes on, and what is decided waits.
+3. When it is back, renew the leases and *reconcile*: put back what came here and got lost on its way. Then claim again,
+   and say again what was decided and not answered.
+4. When the leases are gone, as another worker has taken over, the broker *fences* this one off: drop all it holds, and
+   begin at 1 as a new worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+
+from prefork.broker import trouble, verbs
+from prefork.broker.channel import Channel, Lost
+from prefork.broker.keys import queues_key
+from prefork.worker.claims import Claims
+from prefork.worker.lease import Lease
+from prefork.worker.loop import Loop
+from prefork.worker.outage import Outage
+from prefork.worker.settlement import Settlement
+from prefork.worker.shutdown import Phase, Shutdown
+from prefork.worker.work import Work
+
+log = logging.getLogger("prefork")
+
+
+class Link:
+    """Two connections, `channel` for commands and `blocker` to sleep on, and what their coming and going means.
+
+    `held`: whether the leases have been taken; `on_held` is called when they are. What stands here without a value is
+    given it before it begins.
+    """
+
+    claims: Claims
+    lease: Lease
+    settlement: Settlement
+    work: Work
+    shutdown: Shutdown
+
+    def __init__(self, loop: Loop, url: str, prefix: str, on_held: Callable[[], None]) -> None:
+        self._prefix, self._on_held = prefix, on_held
+        self._connected = self.held = False
+        self.outage = Outage()
+        name = f"prefork-{os.getpid()}"
+        self.channel = Channel(loop, url, name, self._up, self._down)
+        self.blocker = Channel(
+            loop, url, f"{name}-wait", self._blocker_up, self._blocker_down, lambda push: self.claims.handed_over(push)
+        )
+
+    def connect(self) -> None:
+        """Begin to connect."""
+        self.channel.connect()
+        self.blocker.connect()
+
+    def abandon(self) -> None:
+        """In a forked child: close its copies, without a word to the broker."""
+        self.channel.abandon()
+        self.blocker.abandon()
+
+    # -- connections come and go --------------------------------------------------------------------------------
+
+    def _up(self) -> None:
+        self._connected = True
+        if not self.held:  # nothing was claimed yet
+            self._begin()
+        else:
+            self.lease.reconnected()
+            self.lease.renew(self.reconcile)
+
+    def _down(self, said: str) -> None:
+        late = "does not answer in time" in said
+        self.outage.begins("connection", said, wait=trouble.tells_little(said), lasts=trouble.lasts(said))
+        if late and self._connected:  # the other connection takes the same way, and may stand for half a minute
+            self.blocker.restart()
+        self._connected = self.claims.open = False
+
+    def _blocker_up(self) -> None:
+        self.outage.ends("second connection")
+        self.claims.blocker_up()
+
+    def _blocker_down(self, said: str) -> None:
+        if not self.shutdown.begun:
+            self.outage.begins("second connection", said, wait=True)
+
+    # -- leases are taken, kept and lost ------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self.settlement.worker = self.claims.worker = self.lease.worker
+        # So that operators find this worker, also where nothing was enqueued yet.
+        names = [queue.keys.queue for queue in self.claims.queues]
+        self.channel.send_words(("SADD", queues_key(self._prefix), *names), lambda reply: None)
+        self.held = False
+
+        def held() -> None:
+            self.held = True
+            self._claim()
+            self._on_held()
+
+        self.lease.begin(held)
+
+    def _claim(self) -> None:
+        self.outage.ends("connection")
+        if not self.shutdown.begun:
+            self.claims.open = True
+            self.claims.wake_all()
+
+    def reconcile(self) -> None:
+        """After a broken connection: put back what came here and got lost on its way. Only then claim again."""
+        self.claims.begin_to_keep()
+        known, worker = self.work.known_ids() | self.shutdown.ids(), self.lease.worker
+        due = {queue.keys.queue for queue in self.claims.queues}
+
+        def answered(queue: str, reply: object) -> None:
+            if worker != self.lease.worker or isinstance(reply, Lost):
+                return
+            if isinstance(reply, Exception):
+                self.lease.renew_soon(self.reconcile)
+                return
+            due.discard(queue)
+            if not due:
+                self._claim()
+                self.settlement.resend()
+
+        for queue in self.claims.queues:
+            name = queue.keys.queue
+            kept = known | self.settlement.outboxes[name].ids()
+            self.channel.send(
+                verbs.restore(queue.keys, worker, "keep", kept),
+                lambda reply, name=name: answered(name, reply),  # type: ignore[misc]
+            )
+
+    def fenced(self, said: str) -> None:
+        """Another worker has taken over all that this one held: drop it, and begin anew as a new worker."""
+        if self.lease.worker not in said or self.shutdown.phase is Phase.LEFT:
+            return  # the same said once more, of what this worker was before
+        self.claims.open = False
+        for queue in self.claims.queues:  # where nobody has taken over yet, this worker does it itself
+            self.channel.send(verbs.restore(queue.keys, self.lease.worker, "left"), lambda reply: None)
+        self.lease.new_identity()
+        dropped = self.settlement.forget_all()
+        stopped, unstarted = self.work.drop_all()
+        log.error(
+            "lost the lease: another worker has taken over. Stopped %d running tasks, dropped %d outcomes and %d "
+            "messages that had not started; going on as %s", stopped, dropped, unstarted, self.lease.worker,
+        )  # fmt: skip
+        self._begin()
