@@ -43,7 +43,7 @@ def retry_dead(client: Client, queue: str) -> int:
     seconds, micros = client.time()
     until_ms = seconds * 1000 + micros // 1000  # those that die again meanwhile are left
     revived = stuck = 0
-    while ids := client.read("zrangebyscore", k.dead, "-inf", until_ms, start=stuck, num=PAGE):
+    while ids := client.read("ZRANGEBYSCORE", k.dead, "-inf", until_ms, "LIMIT", stuck, PAGE):
         some = retry(client, queue, ids)
         stuck += len(ids) - some
         revived += some
@@ -77,7 +77,7 @@ def purge(client: Client, queue: str, places: Iterable[str]) -> int:
     gone, k = 0, client.keys(queue)
     for place in (part for name in places for part in PLACES[name]):
         # As many as there are now, or a producer that is faster than this would keep it busy for ever.
-        left = client.read("llen", k.pending) if place == "pending" else client.read("zcard", getattr(k, place))
+        left = client.read("LLEN", k.pending) if place == "pending" else client.read("ZCARD", getattr(k, place))
         while left > 0 and (some := int(client.call(verbs.purge(k, place, min(left, BATCH))))):
             gone, left = gone + some, left - some
     return gone

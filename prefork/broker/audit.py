@@ -28,14 +28,14 @@ class Audit:
 
     def __init__(self, client: Client, queue: str, holders: Iterable[str]) -> None:
         self._client, self._queue, self._k = client, queue, client.keys(queue)
-        leased = set(map(facts.name, client.read("zrange", self._k.leases, 0, -1)))
+        leased = set(map(facts.name, client.read("ZRANGE", self._k.leases, 0, -1)))
         self._holders = sorted(leased.union(holders))
         self._unleased = sorted(set(holders) - leased)
         self.looked_at = 0  # messages
 
     def findings(self) -> Iterator[Finding]:
         """All that is wrong."""
-        if self._client.read("hlen", self._k.messages) > MOST_MESSAGES:
+        if self._client.read("HLEN", self._k.messages) > MOST_MESSAGES:
             return
         seen, odd = self._look()
         self.looked_at = len(seen.messages)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import threading
@@ -14,18 +13,16 @@ from functools import lru_cache
 from itertools import count
 from typing import Any, TypeVar
 
+import hiredis
 import orjson
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from prefork.broker import address, durability, facts, lookup, passing, trouble, verbs
+from prefork.broker import address, durability, facts, passing, trouble, verbs
 from prefork.broker.keys import Keys, queues_key, worker_key
-from prefork.broker.wire import Wire
+from prefork.broker.wire import TROUBLE, Connection, Unreached, Wire
 from prefork.errors import BrokerError, EnqueueUncertain
 
-Disturbed = redis.RedisError  # what `listen` raises when its connection breaks
-TRY = 0.45  # of the limit
+Disturbed = TROUBLE  # what `listen` raises when its connection breaks
+TRY = 0.45  # of the limit: two tries fit into it when nothing answers at all
 # When the caller's own time is over, where it began before this thread did.
 GIVE_UP_S: ContextVar[float] = ContextVar("GIVE_UP_S", default=float("inf"))
 T = TypeVar("T")
@@ -45,7 +42,6 @@ class Client:
         self, url: str, prefix: str, limit_s: float = 5.0, durability: durability.Durability | None = None
     ) -> None:
         self.url, self.prefix, self.limit_s, self.durability = url, prefix, limit_s, durability
-        self._redis: redis.Redis | None = None
         self._wire: Wire | None = None
         self._checked = False
         self._address: address.Address | None = None
@@ -62,59 +58,39 @@ class Client:
         """Close all connections; the next call opens new ones."""
         self._notice_fork()
         with self._lock:
-            if self._redis:
-                self._redis.connection_pool.disconnect()  # its own close leaves a pool that it was given alone
-            self._redis, self._wire, self._checked = None, None, False
+            if self._wire:
+                self._wire.close_idle()
+            self._wire, self._checked = None, False
             self._announced.clear()
 
-    def connection(self) -> redis.Redis:
-        """The redis-py client beneath. Raises BrokerError for a broker that can't be used, or is too old."""
+    def wire(self) -> Wire:
+        """The connections beneath. Raises BrokerError for a broker that can't be used, or is too old."""
         self._notice_fork()
         with self._lock:
-            if self._redis is None:
-                self._redis, self._checked = self._open(), False
-                self._wire = Wire(self._redis.connection_pool)
-            client = self._redis
+            if self._wire is None:
+                self._address, self._checked = address.resolve(self.url), False
+                self._wire = Wire(self._address, "prefork-producer", self.limit_s * TRY)
+            wire = self._wire
         if not self._checked:  # not under the lock, so that each thread waits for its own limit only
-            self._look_up()
-            self._check_version(client)
-            self._check_durability(client, self.durability)
+            self._check_version(wire)
+            self._check_durability(wire, self.durability)
             self._checked = True
-        return client
+        return wire
 
     def _notice_fork(self) -> None:
         if self._pid != os.getpid():  # the lock may have been held by a thread that is not here
-            self._lock, self._redis, self._pid = threading.Lock(), None, os.getpid()
+            inherited, self._wire = self._wire, None
+            self._lock, self._pid = threading.Lock(), os.getpid()
+            if inherited:
+                inherited.close_idle()
 
-    def _open(self) -> redis.Redis:
-        self._address = where = address.resolve(self.url)
-        # Two tries fit into the limit when nothing answers at all.
-        options: dict[str, Any] = {
-            "socket_timeout": self.limit_s * TRY,
-            "socket_connect_timeout": self.limit_s * TRY,
-            "retry": Retry(NoBackoff(), 0),
-            "client_name": "prefork-producer",
-            "protocol": 2,
-            **where.options,
-        }
-        return redis.Redis(connection_pool=redis.ConnectionPool(connection_class=where.connection_class, **options))
-
-    def _look_up(self) -> None:
-        """redis-py would look the name up too, but for as long as the name servers take."""
-        where = self._address
-        if where and not where.path:
-            error = lookup.within(self.limit_s, lambda: lookup.addresses(where.host, where.port))
-            if error:
-                raise trouble.explain(error, where.shown)
-
-    def _check_version(self, client: redis.Redis) -> None:
+    def _check_version(self, wire: Wire) -> None:
         def info() -> dict[str, Any]:
             try:
-                return client.info("server")
-            except redis.exceptions.NoPermissionError:
-                if client.connection_pool.connection_kwargs.pop("client_name", None):
-                    client.connection_pool.reset()
-                    return info()  # perhaps it was the name that it may not have
+                return _info(wire, "server")
+            except hiredis.ReplyError as error:
+                if not str(error).startswith("NOPERM"):
+                    raise
                 return {"redis_version": "99.0"}  # a user who may not ask; the scripts will tell
 
         name, version = verbs.version_of(self._bounded(info, uncertain=False))
@@ -122,11 +98,11 @@ class Client:
             oldest = ".".join(map(str, verbs.OLDEST_SERVER))
             raise BrokerError(f"the broker {self.shown} is {name}; prefork needs Redis {oldest} or newer, or Valkey")
 
-    def _check_durability(self, client: redis.Redis, wanted: durability.Durability | None) -> None:
-        if wanted and (why := wanted.refused_by(self._bounded(client.info, uncertain=False))):
+    def _check_durability(self, wire: Wire, wanted: durability.Durability | None) -> None:
+        if wanted and (why := wanted.refused_by(self._bounded(lambda: _info(wire), uncertain=False))):
             raise BrokerError(f"the broker {self.shown} {why}")
 
-    def _bounded(self, ask: Any, *, uncertain: bool) -> Any:
+    def _bounded(self, ask: Callable[[], Any], *, uncertain: bool) -> Any:
         """Ask until it is answered or the limit is over. What is asked must be safe to repeat."""
         give_up = min(time.monotonic() + self.limit_s, GIVE_UP_S.get())
         if self._failure and time.monotonic() >= give_up:
@@ -138,15 +114,18 @@ class Client:
                 answer = ask()
                 self._failure = None
                 return answer
-            except (redis.RedisError, OSError) as error:
-                last = error
+            except Unreached as error:
+                last, reached = error.why, False
+            except TROUBLE as error:
+                last, reached = error, not isinstance(error, hiredis.ReplyError)
             left_s = give_up - time.monotonic()
-            if refused := passing.refused_for_now(last):
+            if passing.refused_for_now(last):
                 self._connect_anew()  # after a failover the address may lead to another server
-            transient = refused or passing.may_pass(last, known=self._checked)
-            sent = sent or (uncertain and transient and not refused and not passing.never_carried_out(last))
+            transient = passing.may_pass(last, known=self._checked)
+            sent = sent or (uncertain and transient and reached)
             if not transient or left_s < pause_s + min(time.monotonic() - begun, self.limit_s * TRY):
-                self._failure = said = trouble.explain(last, self.shown, self._password)
+                password = self._address.password if self._address else None
+                self._failure = said = trouble.explain(last, self.shown, password)
                 raise (EnqueueUncertain(f"{said} (the task may have been accepted)") if sent else said) from None
             time.sleep(pause_s * random.uniform(0.5, 1))
             pause_s = min(pause_s * 2, 0.5)
@@ -161,21 +140,18 @@ class Client:
             GIVE_UP_S.reset(token)
 
     def _connect_anew(self) -> None:
-        if self._redis and self._wire:
+        if self._wire:
             self._wire.close_idle()
-            self._redis.connection_pool.disconnect(inuse_connections=False)
 
     async def in_thread(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call in a thread, so that the event loop goes on; the limit counts from now, not from the thread's turn."""
+        import asyncio  # whoever awaits this has it
+
         token = GIVE_UP_S.set(time.monotonic() + self.limit_s)
         try:
             return await asyncio.to_thread(function, *args, **kwargs)
         finally:
             GIVE_UP_S.reset(token)
-
-    @property
-    def _password(self) -> str | None:
-        return self._address.options.get("password") if self._address else None
 
     def call(
         self,
@@ -189,29 +165,26 @@ class Client:
 
         `stats`: the queue's counters, for what has to be as durable as the app asks for.
         """
-        self.connection()
-        wire, tries = self._wire, count()
+        wire, tries = self.wire(), count()
 
         def ask() -> Any:
             now = again() if next(tries) and again else call
             try:
                 answer = self._sent(wire, now.command(), stats)
-            except redis.exceptions.NoScriptError:
+            except hiredis.ReplyError as error:
+                if not str(error).startswith("NOSCRIPT"):
+                    raise
                 answer = self._sent(wire, now.command(in_full=True), stats)
             if uncertain and not verbs.is_answer(call.verb, answer):
                 self._connect_anew()
-                raise redis.ConnectionError(f"Protocol error: no answer to {call.verb}")
+                raise ConnectionError(f"Protocol error: no answer to {call.verb}")
             return answer
 
         return self._bounded(ask, uncertain=uncertain)
 
-    def _sent(self, wire: Wire | None, words: tuple[verbs.Argument, ...], stats: str) -> Any:
-        assert wire
+    def _sent(self, wire: Wire, words: tuple[verbs.Argument, ...], stats: str) -> Any:
         if not (stats and self.durability):
-            (reply,) = wire.ask(words)
-            if isinstance(reply, Exception):
-                raise reply
-            return reply
+            return wire.one(*words)
         # WAIT is about what the same connection has written, and a repeat on a new one finds nothing to write.
         touch, wait = ("HINCRBY", stats, "processed", 0), self.durability.words(round(self.limit_s * TRY * 800))
         reply, written, waited = wire.ask(words, touch, wait)
@@ -224,9 +197,10 @@ class Client:
             raise EnqueueUncertain(f"the broker {self.shown} has accepted the task, but it {missing}")
         return reply
 
-    def read(self, command: str, *args: Any, **options: Any) -> Any:
-        """One of redis-py's own commands, which is safe to repeat. Raises BrokerError within the limit."""
-        return self._bounded(lambda: getattr(self.connection(), command)(*args, **options), uncertain=False)
+    def read(self, *words: verbs.Argument) -> Any:
+        """One plain command, which is safe to repeat. Raises BrokerError within the limit."""
+        wire = self.wire()
+        return self._bounded(lambda: wire.one(*words), uncertain=False)
 
     def keys(self, queue: str) -> Keys:
         """The names of the keys of a queue."""
@@ -237,7 +211,7 @@ class Client:
         if queue not in self._announced:
             begun = time.monotonic()
             with self._one_limit():
-                self._bounded(lambda: self.connection().sadd(queues_key(self.prefix), queue), uncertain=False)
+                self.read("SADD", queues_key(self.prefix), queue)
                 self._announced.add(queue)
                 if time.monotonic() - begun >= self.limit_s:
                     raise trouble.explain(TimeoutError(), self.shown)  # and nothing was sent
@@ -272,8 +246,7 @@ class Client:
 
     def reported(self, worker: str) -> bytes | None:
         """What a worker has reported of itself, JSON, if it has lately."""
-        key = worker_key(self.prefix, worker)
-        answered: bytes | None = self._bounded(lambda: self.connection().get(key), uncertain=False)
+        answered: bytes | None = self.read("GET", worker_key(self.prefix, worker))
         return answered
 
     def inspect(self, queue: str, id: str) -> list[Any]:
@@ -288,45 +261,70 @@ class Client:
 
     def queues(self) -> list[str]:
         """The names of all queues that were ever used, sorted."""
-        names = self._bounded(lambda: self.connection().smembers(queues_key(self.prefix)), uncertain=False)
-        return sorted(map(facts.name, names))
+        return sorted(map(facts.name, self.read("SMEMBERS", queues_key(self.prefix))))
 
     def rehearse(self, queues: Iterable[str], durability: durability.Durability | None = None) -> None:
         """Ask for what a worker asks for, as one that is none. Raises BrokerError for what the broker refuses it."""
-        client = self.connection()
-        self._check_durability(client, durability)
-        if durability:
-            self._bounded(lambda: client.execute_command(*durability.words(1)), uncertain=False)  # type: ignore[no-untyped-call]
-        self._bounded(lambda: client.script_load(verbs.script("restore").text), uncertain=False)
+        wire = self.wire()
+        self._check_durability(wire, durability)
         keys = [self.keys(queue) for queue in queues]
-        for k in keys:
-            self.call(verbs.restore(k, NOBODY, "gone"))  # changes nothing, and yet a replica refuses it
-        self._bounded(lambda: client.bzpopmin([k.requests(NOBODY) for k in keys], 0.01), uncertain=False)
-        for k in keys:  # the rights to channels are others than those to keys
-            self._bounded(lambda k=k: client.publish(k.done_prefix + NOBODY, ""), uncertain=False)
+        asked: list[tuple[verbs.Argument, ...]] = [durability.words(1)] if durability else []
+        asked.append(("SCRIPT", "LOAD", verbs.script("restore").text))
+        # Changes nothing, and yet a replica refuses it.
+        asked += (verbs.restore(k, NOBODY, "gone").command() for k in keys)
+        asked.append(("BZPOPMIN", *(k.requests(NOBODY) for k in keys), "0.001"))
+        # The rights to channels are others than those to keys.
+        asked += (("PUBLISH", k.done_prefix + NOBODY, "") for k in keys)
+        self._bounded(lambda: _granted(wire.ask(*asked)), uncertain=False)
 
     def info(self) -> dict[str, Any]:
         """What the server says of itself (INFO)."""
-        answered: dict[str, Any] = self._bounded(lambda: self.connection().info(), uncertain=False)
+        wire = self.wire()
+        answered: dict[str, Any] = self._bounded(lambda: _info(wire), uncertain=False)
         return answered
 
     def time(self) -> tuple[int, int]:
         """The server's clock: seconds since the epoch, microseconds."""
-        answered: tuple[int, int] = self._bounded(lambda: self.connection().time(), uncertain=False)
-        return answered
+        seconds, micros = self.read("TIME")
+        return int(seconds), int(micros)
 
     def ping_ms(self) -> float:
         """Milliseconds of one round trip."""
         begun = time.monotonic()
-        self._bounded(lambda: self.connection().ping(), uncertain=False)
+        self.read("PING")
         return (time.monotonic() - begun) * 1000
 
     @contextmanager
-    def listen(self, queue: str, id: str) -> Iterator[Any]:
+    def listen(self, queue: str, id: str) -> Iterator[Callable[[float], Any]]:
         """Hear of one task's end: yields a function that waits up to so many seconds for it, and may return early."""
-        hub = self.connection().pubsub()  # type: ignore[no-untyped-call]
+        wire, channel = self.wire(), self.keys(queue).done_prefix + id
+        connection: Connection = self._bounded(lambda: _listening(wire, channel), uncertain=False)
         try:
-            self._bounded(lambda: hub.subscribe(self.keys(queue).done_prefix + id), uncertain=False)
-            yield lambda seconds: hub.get_message(ignore_subscribe_messages=True, timeout=seconds)
+            yield connection.pushed
         finally:
-            hub.close()
+            connection.close()
+
+
+def _info(wire: Wire, *section: str) -> dict[str, Any]:
+    raw = wire.one("INFO", *section)
+    try:
+        return facts.info(raw)
+    except ValueError as error:
+        raise hiredis.ProtocolError(str(error)) from None
+
+
+def _granted(replies: list[Any]) -> None:
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+
+
+def _listening(wire: Wire, channel: str) -> Connection:
+    connection = wire.connect()
+    try:
+        connection.send(("SUBSCRIBE", channel))
+        _granted([connection.reply()])
+    except BaseException:
+        connection.close()
+        raise
+    return connection

@@ -130,7 +130,7 @@ def _queue(client: Client, name: str, holders: list[str]) -> Iterator[Finding]:
     if ended:
         sound = False
         k = client.keys(name)
-        held = sum(client.read("zcard", k.active(worker)) for worker in ended)
+        held = sum(client.read("ZCARD", k.active(worker)) for worker in ended)
 
         def take_over() -> str:
             moved = [client.call(verbs.restore(k, worker, "expired")) for worker in ended]

@@ -44,6 +44,20 @@ def scored(flat: Iterable[Any]) -> dict[str, int]:
     return {name(raw): whole(score) for raw, score in zip(words, words, strict=False)}
 
 
+def pairs(flat: Iterable[Any]) -> list[tuple[bytes, float]]:
+    """name, score, name, score … as they are, two by two."""
+    words = iter(flat)
+    return [(raw, float(score)) for raw, score in zip(words, words, strict=True)]
+
+
+def info(raw: Any) -> dict[str, Any]:
+    """What INFO says, whole numbers as such. Raises ValueError for what is no such text."""
+    if not isinstance(raw, bytes):
+        raise ValueError("Protocol error: no answer to INFO")
+    lines = (line.partition(":") for line in raw.decode(errors="replace").splitlines() if not line.startswith("#"))
+    return {name: int(value) if value.isdecimal() else value for name, colon, value in lines if colon}
+
+
 def iso(ms: Any) -> str | None:
     """ISO 8601, of milliseconds since the epoch; None for what is no such time."""
     if isinstance(ms, bool) or not isinstance(ms, int | float) or not 0 < ms <= LATEST_MS:

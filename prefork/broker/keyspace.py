@@ -105,7 +105,7 @@ def _check(
 
         def put_aside() -> str:
             if key == k.paused:  # whatever it is, it has kept the queue from running
-                client.read("set", key, "1")
+                client.read("SET", key, "1")
                 return f"queue {queue} was paused by a {kind}; it is paused properly now"
             if not queue:
                 to_key = f"{client.prefix}:{{}}:aside:{to.rpartition(':')[2]}"
@@ -137,7 +137,7 @@ def _unlisted(client: Client, found: Keyspace, queues_key: str) -> None:
         return
 
     def name_them() -> str:
-        client.read("sadd", queues_key, *missing)
+        client.read("SADD", queues_key, *missing)
         return f"named in the set of queues: {', '.join(missing)}"
 
     found.findings.append(Finding(

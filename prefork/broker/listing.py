@@ -7,7 +7,7 @@ from typing import Any
 
 from prefork.broker import verbs
 from prefork.broker.client import Client
-from prefork.broker.facts import iso, name
+from prefork.broker.facts import iso, name, pairs
 from prefork.broker.keys import CLAIMED_PER_MS
 from prefork.broker.survey import census, of_message
 from prefork.message import State
@@ -51,11 +51,11 @@ def _pending(client: Client, queue: str, offset: int, limit: int) -> Found:
     found: Found = []
     for key, low, high in ((k.ranked, "-inf", "(0"), (k.pending, "", ""), (k.ranked, "(0", "+inf")):
         if not low:
-            size = client.read("llen", k.pending)
-            ids = client.read("lrange", k.pending, offset, offset + limit - len(found) - 1)
+            size = client.read("LLEN", k.pending)
+            ids = client.read("LRANGE", k.pending, offset, offset + limit - len(found) - 1)
         else:
-            size = client.read("zcount", key, low, high)
-            ids = client.read("zrangebyscore", key, low, high, start=offset, num=limit - len(found))
+            size = client.read("ZCOUNT", key, low, high)
+            ids = client.read("ZRANGEBYSCORE", key, low, high, "LIMIT", offset, limit - len(found))
         found += [(id, {}) for id in ids]
         offset = max(0, offset - size)
         if len(found) >= limit:
@@ -65,23 +65,20 @@ def _pending(client: Client, queue: str, offset: int, limit: int) -> Found:
 
 def _scheduled(client: Client, queue: str, offset: int, limit: int) -> Found:
     key = client.keys(queue).scheduled
-    return [
-        (id, {"due_at": iso(ms)}) for id, ms in client.read("zrange", key, offset, offset + limit - 1, withscores=True)
-    ]
+    found = client.read("ZRANGE", key, offset, offset + limit - 1, "WITHSCORES")
+    return [(id, {"due_at": iso(ms)}) for id, ms in pairs(found)]
 
 
 def _dead(client: Client, queue: str, offset: int, limit: int) -> Found:
     key = client.keys(queue).dead
-    return [
-        (id, {"died_at": iso(ms)})
-        for id, ms in client.read("zrevrange", key, offset, offset + limit - 1, withscores=True)
-    ]
+    found = client.read("ZREVRANGE", key, offset, offset + limit - 1, "WITHSCORES")
+    return [(id, {"died_at": iso(ms)}) for id, ms in pairs(found)]
 
 
 def _active(client: Client, queue: str, offset: int, limit: int) -> Found:
     found: Found = []
     for worker in census(client, queue).leases:
         key = client.keys(queue).active(worker)
-        for id, claimed in client.read("zrange", key, 0, offset + limit - 1, withscores=True):
+        for id, claimed in pairs(client.read("ZRANGE", key, 0, offset + limit - 1, "WITHSCORES")):
             found.append((id, {"worker": worker, "claimed_at": iso(claimed / CLAIMED_PER_MS)}))
     return found[offset : offset + limit]

@@ -25,7 +25,7 @@ class Found(NamedTuple):
     family: int
     kind: int
     protocol: int
-    target: tuple[Any, ...]
+    target: Any
 
 
 def is_address(host: str) -> bool:
@@ -100,18 +100,20 @@ def _answer(write: int, host: str, port: int) -> None:
         os._exit(0)
 
 
-def within(limit_s: float, ask: Callable[[], object]) -> BaseException | None:
-    """Call in a thread, and wait for it up to `limit_s`. -> what it raised, TimeoutError if it goes on, or None"""
-    raised: list[BaseException | None] = []
+def within(limit_s: float, ask: Callable[[], list[Found]]) -> list[Found]:
+    """Call in a thread, and wait for it up to `limit_s`. Raises what it raises, and TimeoutError."""
+    ended: list[list[Found] | Exception] = []
 
     def run() -> None:
         try:
-            ask()
-            raised.append(None)
-        except BaseException as error:
-            raised.append(error)
+            ended.append(ask())
+        except Exception as error:
+            ended.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(limit_s)
-    return raised[0] if raised else TimeoutError("timed out: name resolution")
+    told = ended[0] if ended else TimeoutError("timed out: name resolution")
+    if isinstance(told, Exception):
+        raise told
+    return told

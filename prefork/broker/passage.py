@@ -58,7 +58,7 @@ def listed(client: Client, key: str) -> list[bytes]:
     """All ids of a list to which others append meanwhile, and take from its front: from its end to its beginning."""
     found: list[bytes] = []
     at = 0  # from the end
-    while page := client.read("lrange", key, -(at + LARGEST_PAGE), -(at + 1)):
+    while page := client.read("LRANGE", key, -(at + LARGEST_PAGE), -(at + 1)):
         page.reverse()
         if found and found[-1] in page:  # with what was appended meanwhile, a page overlaps more of the one before
             found += page[page.index(found[-1]) + 1 :]

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import redis
+import socket
 
-TRANSIENT = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError, OSError)
-LASTING = (redis.AuthenticationError, redis.exceptions.AuthorizationError)
+import hiredis
+
 # A failover that is under way, a cluster that heals, a script that ends.
-FOR_NOW = (
-    redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError, redis.exceptions.ClusterDownError,
-    redis.exceptions.TryAgainError,
-)  # fmt: skip
-FOR_NOW_MARKS = ("READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY")
+FOR_NOW = ("READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY")
+# A server that starts, or has too many to serve. What is sent to another meanwhile is no better.
+SOON = ("LOADING", "ERR max number of clients")
 
 
 def refused_for_now(error: BaseException) -> bool:
     """Whether the server has refused, so that nothing was carried out, and may not the next time."""
-    if isinstance(error, FOR_NOW):
-        return True
-    return isinstance(error, redis.ResponseError) and str(error).startswith(FOR_NOW_MARKS)
+    return isinstance(error, hiredis.ReplyError) and str(error).startswith(FOR_NOW)
 
 
 def may_pass(error: BaseException, *, known: bool) -> bool:
-    """Whether it was the connection. `known`: who answers there has spoken Redis's protocol before, so that a reply
-    that is none was damaged on its way."""
-    if isinstance(error, redis.exceptions.InvalidResponse):
+    """Whether it was the connection, or is a refusal for now.
+
+    `known`: who answers there has spoken Redis's protocol before, so that a reply that is none was damaged on its way,
+    and a name that is not known was.
+    """
+    if isinstance(error, hiredis.ReplyError):
+        return str(error).startswith(FOR_NOW + SOON)
+    if isinstance(error, hiredis.ProtocolError | socket.gaierror):
         return known
-    return isinstance(error, TRANSIENT) and not isinstance(error, LASTING)
-
-
-def never_carried_out(error: BaseException) -> bool:
-    """Whether the connection was never made, or the server refused: nothing can have been accepted."""
-    said = str(error)
-    marks = ("Connection refused", "No such file", "max number of clients")
-    loading = isinstance(error, redis.exceptions.BusyLoadingError)
-    return loading or "connecting to" in said.lower() or any(mark in said for mark in marks)
+    # A certificate that is not trusted is a ValueError too.
+    return isinstance(error, OSError) and not isinstance(error, ValueError)

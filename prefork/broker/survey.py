@@ -81,7 +81,7 @@ def workers(client: Client, limit_s: float = 1.0) -> list[dict[str, Any]]:
         host, pid = whose(name)
         silent = {"host": host, "pid": pid, "queues": listens[name]}
         known = reports.get(name, silent) | {"worker": name, "answered": name in reports}
-        held = sum(client.read("zcard", client.keys(q).active(name)) for q in listens[name])
+        held = sum(client.read("ZCARD", client.keys(q).active(name)) for q in listens[name])
         told.append(known | {"holds": held, "lease_s": round((ends[name] - now_ms) / 1000, 3)})
     return told
 

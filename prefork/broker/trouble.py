@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import ssl
-
 from prefork.errors import BrokerError
 
 # What a reply or an exception says -> what it means for the user. The first that matches holds.
@@ -86,14 +83,14 @@ def tells_little(said: str) -> bool:
 
 
 def explain(error: BaseException | str, shown: str, password: str | None = None) -> BrokerError:
-    """A BrokerError for what redis-py, the server's reply, or the socket said. `shown`: the address, no password."""
+    """A BrokerError for what the server's reply or the socket said. `shown`: the address, no password."""
     said = str(error).strip() or type(error).__name__
     if password:  # some servers and proxies repeat what they did not understand
         said = said.replace(password, "***")
-    if isinstance(error, TimeoutError | socket.timeout):
+    if isinstance(error, TimeoutError):
         said = f"timed out {said}"
-    elif isinstance(error, ssl.SSLError):
-        said = f"{error.reason or ''} {said}"
+    elif isinstance(error, OSError) and (reason := getattr(error, "reason", "")):  # of ssl's, without its import
+        said = f"{reason} {said}"
     late = "imed out" in said or "imeout" in said
     if late and shown.startswith("rediss:") and "resolution" not in said:
         return BrokerError(f"the broker {shown} does not answer in time; does it speak TLS, and is the network open?")

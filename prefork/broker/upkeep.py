@@ -20,7 +20,7 @@ class Upkeep:
 
     def __init__(self, client: Client, queue: str, holders: Iterable[str]) -> None:
         self._client, self._queue, self._k = client, queue, client.keys(queue)
-        leased = set(map(facts.name, client.read("zrange", self._k.leases, 0, -1)))
+        leased = set(map(facts.name, client.read("ZRANGE", self._k.leases, 0, -1)))
         self._unleased = sorted(set(holders) - leased)
 
     def findings(self) -> Iterator[Finding]:
@@ -31,13 +31,13 @@ class Upkeep:
         yield from self._paused()
 
     def _owners(self) -> Iterator[Finding]:
-        leases = dict(self._client.read("zrange", self._k.leases, 0, -1, withscores=True))
+        leases = dict(facts.pairs(self._client.read("ZRANGE", self._k.leases, 0, -1, "WITHSCORES")))
         seconds, _ = self._client.time()
         for worker in self._unleased:
             # First what it holds, then its lease: it can't have got one since, and lost it again.
-            held = self._client.read("zcard", self._k.active(worker))
-            if held and self._client.read("zscore", self._k.leases, worker) is None:
-                held = self._client.read("zcard", self._k.active(worker))
+            held = self._client.read("ZCARD", self._k.active(worker))
+            if held and self._client.read("ZSCORE", self._k.leases, worker) is None:
+                held = self._client.read("ZCARD", self._k.active(worker))
             if held:
                 yield self._put_back(worker, "holds {} messages without a lease, so that nobody runs them", held)
         for raw, ends_ms in leases.items():
@@ -46,7 +46,7 @@ class Upkeep:
 
                 def shorten(raw: bytes = raw, worker: str = worker) -> str:
                     until = (self._client.time()[0] * 1000) + 60_000
-                    self._client.read("zadd", self._k.leases, {raw: until}, xx=True, lt=True)
+                    self._client.read("ZADD", self._k.leases, "XX", "LT", until, raw)
                     return f"queue {self._queue}: the lease of {worker} ends in 60 s, unless it lives and renews it"
 
                 yield Finding(
@@ -69,8 +69,8 @@ class Upkeep:
     def _overdue(self) -> Iterator[Finding]:
         k, client = self._k, self._client
         late = f"({client.time()[0] * 1000 - OVERDUE_MS}"
-        late_n = client.read("zcount", k.scheduled, "-inf", late)
-        n = late_n + client.read("zcount", k.scheduled, f"({LATEST_MS}", "+inf")
+        late_n = client.read("ZCOUNT", k.scheduled, "-inf", late)
+        n = late_n + client.read("ZCOUNT", k.scheduled, f"({LATEST_MS}", "+inf")
         if not n:
             return
 
@@ -98,7 +98,7 @@ class Upkeep:
                     return bool(client.call(verbs.swap(key, id, was[id] or b"", None)))
 
                 yield fault(self._queue, kind, odd, drop)
-        processed, failed = (_count(raw) for raw in client.read("hmget", k.stats, "processed", "failed"))
+        processed, failed = (_count(raw) for raw in client.read("HMGET", k.stats, "processed", "failed"))
         if processed is None or failed is None or failed <= processed:
             return
 
@@ -112,12 +112,12 @@ class Upkeep:
         )  # fmt: skip
 
     def _paused(self) -> Iterator[Finding]:
-        value = self._client.read("get", self._k.paused)
+        value = self._client.read("GET", self._k.paused)
         if value in (None, b"1"):
             return
 
         def pause() -> str:
-            self._client.read("set", self._k.paused, "1", xx=True)
+            self._client.read("SET", self._k.paused, "1", "XX")
             return f"queue {self._queue} is paused properly now"
 
         yield Finding(

@@ -1,92 +1,199 @@
-"""A producer's connections: each carries one request at a time, and is kept for the next one.
+"""Blocking connections: each carries one request at a time, and is kept for the next one.
 
-redis-py makes, secures and reads the connections. What it does around a command (a pool with a lock and a look for the
-connection's health, hooks for traces, retries of its own) takes longer than the command: here a request is one write
-and one read.
+1. Connect, with TLS where the URL says so, and greet: password, database, name. All of it within one limit.
+2. A request is one write; then its replies are read.
+3. What breaks is closed. Whoever asked hears of it, and whether anything can have been sent.
 """
 
 from __future__ import annotations
 
+import errno
 import select
-from collections.abc import Sequence
+import socket
+import time
 from typing import Any
 
 import hiredis
-import redis
 
-from prefork.broker import verbs
+from prefork.broker import lookup, verbs
+from prefork.broker.address import Address
 
 Words = tuple[verbs.Argument, ...]
+READ_BYTES = 1 << 16
+# Of a server that has said something to the connection, not to the command; nothing else will be.
+TURNED_AWAY = ("DENIED", "ERR max number of clients")
+
+
+class Unreached(OSError):
+    """No connection could be made, so that nothing was sent. `why`: what the socket or the server has said."""
+
+    def __init__(self, why: OSError | hiredis.HiredisError) -> None:
+        super().__init__(str(why))
+        self.why = why
+
+
+# What any request may raise when the connection breaks, a reply is late, or the server says no.
+TROUBLE = (OSError, hiredis.HiredisError)
+
+
+class Connection:
+    """One connection. Each wait for the server ends after `limit_s` with a TimeoutError."""
+
+    def __init__(self, where: Address, name: str, limit_s: float) -> None:
+        """Connect. Raises Unreached."""
+        self._reader = hiredis.Reader()
+        end_s = time.monotonic() + limit_s
+        try:
+            self._socket = _connected(where, end_s)
+        except (OSError, ValueError) as error:
+            raise Unreached(error if isinstance(error, OSError) else OSError(str(error))) from None
+        self.poll = select.poll()
+        self.poll.register(self._socket, select.POLLIN)
+        try:
+            self._greet(where.greeting(name), end_s)
+        except TROUBLE as error:
+            self.close()
+            raise Unreached(error) from None
+
+    def _greet(self, greeting: list[tuple[str | int, ...]], end_s: float) -> None:
+        self._socket.settimeout(_left_s(end_s))
+        self.send(*greeting)
+        for words in greeting:
+            self._socket.settimeout(_left_s(end_s))
+            said = self.reply()
+            # A user who may not name a connection can work all the same.
+            if isinstance(said, hiredis.ReplyError) and (words[0] != "CLIENT" or str(said).startswith(TURNED_AWAY)):
+                raise said
+            if not isinstance(said, hiredis.ReplyError) and said != b"OK":
+                raise hiredis.ProtocolError(f"Protocol error: no answer to {words[0]}")
+
+    def limit(self, limit_s: float) -> None:
+        """How long to wait from now on."""
+        self._socket.settimeout(limit_s)
+
+    def send(self, *commands: Words) -> None:
+        """Send commands in one write. Raises OSError; hiredis.ReplyError if the server has said why it closed."""
+        packed = b"".join(hiredis.pack_command(words) for words in commands)  # type: ignore[arg-type]  # of any length
+        try:
+            self._socket.sendall(packed)
+        except TimeoutError:
+            raise
+        except OSError as error:
+            try:
+                said = self.reply()
+            except TROUBLE:
+                raise error from None
+            raise said if isinstance(said, hiredis.ReplyError) else error from None
+
+    def reply(self) -> Any:
+        """The next reply; an error is returned, not raised. Raises OSError, hiredis.ProtocolError."""
+        while (reply := self._reader.gets()) is False:
+            data = self._socket.recv(READ_BYTES)
+            if not data:
+                raise ConnectionResetError(errno.ECONNRESET, "the server closed the connection")
+            self._reader.feed(data)
+        return reply
+
+    def pushed(self, seconds: float) -> Any:
+        """What the server says unasked, within so many seconds; None if that is nothing."""
+        if (said := self._reader.gets()) is not False:
+            return said
+        return self.reply() if self.poll.poll(seconds * 1000) else None
+
+    def has_ended(self) -> bool:
+        """Whether its server has closed it meanwhile: nobody owes it anything that could be read."""
+        return bool(self.poll.poll(0))
+
+    def close(self) -> None:
+        """End it. In a forked process: only here."""
+        self._socket.close()
 
 
 class Wire:
-    """The connections of one process, taken out of a pool. Safe from many threads: each request has one to itself."""
+    """The connections of one process to a broker. Safe from many threads: each request has one to itself."""
 
-    def __init__(self, pool: redis.ConnectionPool) -> None:
-        self._pool = pool
-        self._idle: list[Any] = []
-        self._looks: dict[int, select.poll] = {}  # by descriptor
+    def __init__(self, where: Address, name: str, limit_s: float) -> None:
+        self._where, self._name, self._limit_s = where, name, limit_s
+        self._idle: list[Connection] = []
+
+    def connect(self) -> Connection:
+        """A connection of the caller's own. Raises Unreached."""
+        connection = Connection(self._where, self._name, self._limit_s)
+        connection.limit(self._limit_s)
+        return connection
 
     def ask(self, *commands: Words) -> list[Any]:
         """Send commands in one write. -> their replies; an error among them is in its place, not raised
 
-        Raises what redis-py raises when the connection breaks, or a reply is late.
+        Raises what is in TROUBLE when the connection breaks, or a reply is late.
         """
-        connection = self.send(*commands)
-        return self.replies(connection, commands)
-
-    def send(self, *commands: Words) -> Any:
-        """Send commands. -> the connection on which `replies` will find the answers"""
         connection = self._taken()
-        packed = b"".join(hiredis.pack_command(words) for words in commands)  # type: ignore[arg-type]  # of any length
         try:
-            connection.send_packed_command([packed], check_health=False)
+            connection.send(*commands)
+            found = [connection.reply() for _ in commands]
         except BaseException:
-            self._drop(connection)
-            raise
-        return connection
-
-    def replies(self, connection: Any, commands: Sequence[Words]) -> list[Any]:
-        """The replies to what was sent there."""
-        found: list[Any] = []
-        try:
-            for _ in commands:
-                try:
-                    found.append(connection.read_response())
-                except redis.ResponseError as error:
-                    found.append(error)
-        except BaseException:
-            self._drop(connection)
+            connection.close()
             raise
         self._idle.append(connection)
         return found
 
-    def _taken(self) -> Any:
+    def one(self, *words: verbs.Argument) -> Any:
+        """The reply to one command. Raises what is in TROUBLE, an error of the server's too."""
+        (reply,) = self.ask(words)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def _taken(self) -> Connection:
         while True:
             try:
                 connection = self._idle.pop()
             except IndexError:
-                return self._pool.get_connection()
-            if not self._has_ended(connection):
+                return self.connect()
+            if not connection.has_ended():
                 return connection
-            self._drop(connection)
+            connection.close()
 
     def close_idle(self) -> None:
         """End the connections that carry nothing now; the next request makes a new one."""
         while self._idle:
-            self._drop(self._idle.pop())
+            self._idle.pop().close()
 
-    def _drop(self, connection: Any) -> None:
-        connection.disconnect()
-        self._pool.release(connection)
 
-    def _has_ended(self, connection: Any) -> bool:
-        """Whether its server has closed it meanwhile: nobody owes it anything that could be read."""
-        sock = connection._sock
-        if sock is None:
-            return True
-        fd = sock.fileno()
-        if fd not in self._looks:
-            self._looks[fd] = select.poll()
-            self._looks[fd].register(fd, select.POLLIN)
-        return bool(self._looks[fd].poll(0))
+def _left_s(end_s: float) -> float:
+    if (left_s := end_s - time.monotonic()) <= 0:
+        raise TimeoutError("timed out connecting")
+    return left_s
+
+
+def _connected(where: Address, end_s: float) -> socket.socket:
+    """A name may have several addresses, of which one answers: try them in turn."""
+    if where.path:
+        return _connected_to(where, lookup.Found(socket.AF_UNIX, socket.SOCK_STREAM, 0, where.path), _left_s(end_s))
+    if lookup.is_address(where.host):
+        found = lookup.addresses(where.host, where.port)
+    else:
+        found = lookup.within(_left_s(end_s), lambda: lookup.addresses(where.host, where.port))
+    last: OSError = OSError("its name has no address")
+    for n, it in enumerate(found):
+        try:
+            return _connected_to(where, it, _left_s(end_s) / (len(found) - n))
+        except OSError as error:
+            last = error
+    raise last
+
+
+def _connected_to(where: Address, found: lookup.Found, limit_s: float) -> socket.socket:
+    it = socket.socket(found.family, found.kind, found.protocol)
+    try:
+        it.settimeout(limit_s)
+        it.connect(found.target)
+        if found.family != socket.AF_UNIX:
+            it.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            it.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if context := where.tls():
+            return context.wrap_socket(it, server_hostname=where.host)
+    except BaseException:
+        it.close()
+        raise
+    return it

@@ -18,10 +18,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import redis
-
 from prefork.broker import verbs
 from prefork.broker.keys import Keys
+from prefork.broker.wire import TROUBLE, Unreached, Wire
 from prefork.torture import server as private
 from prefork.torture.app import QUEUES
 from prefork.torture.fleet import LEASE_S, Fleet, Worker
@@ -112,10 +111,10 @@ def plan(seed: str, workers: int, pause_s: float, *, server: bool) -> Iterator[D
 
 
 class Faults:
-    """Does them. `client`: the torture's own connection; `server`: None for a broker that is somebody else's."""
+    """Does them. `wire`: the torture's own connection; `server`: None for a broker that is somebody else's."""
 
-    def __init__(self, fleet: Fleet, client: redis.Redis, server: Server | None, folder: Path, prefix: str) -> None:
-        self._fleet, self._client, self._server, self._folder = fleet, client, server, folder
+    def __init__(self, fleet: Fleet, wire: Wire, server: Server | None, folder: Path, prefix: str) -> None:
+        self._fleet, self._wire, self._server, self._folder = fleet, wire, server, folder
         self._keys = [Keys(prefix, queue) for queue in QUEUES]
         self._undo: list[tuple[float, int, Undo, Done]] = []
         self.done: list[Done] = []
@@ -126,7 +125,7 @@ class Faults:
         done = Done(draw.name, 0, now_us())
         try:
             undo = self._do(draw, done)
-        except (Missed, redis.RedisError, OSError):
+        except (Missed, *TROUBLE):
             self.missed += 1
             return
         self.done.append(done)
@@ -142,7 +141,7 @@ class Faults:
             try:
                 undo()
                 done.end_us = now_us()
-            except (redis.RedisError, OSError):
+            except TROUBLE:
                 heapq.heappush(self._undo, (max(due_s, time.monotonic()) + AGAIN_S, number, undo, done))
                 if all_:
                     break
@@ -229,21 +228,22 @@ class Faults:
         script = verbs.script("pause").text
 
         def switch(on: str) -> bool:
-            return bool(self._client.eval(script, 2, keys.paused, keys.wake, on))  # type: ignore[arg-type]
+            return bool(self._wire.one("EVAL", script, 2, keys.paused, keys.wake, on))
 
-        with contextlib.suppress(redis.RedisError):  # it may come through all the same
+        with contextlib.suppress(*TROUBLE):  # it may come through all the same
             if not switch("1"):
                 raise Missed
         return lambda: void(switch("0"))
 
     def _cut(self) -> None:
         if self._server:
-            self._client.client_kill_filter(_type="normal", skipme=True)
+            self._wire.one("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
             return
         ours = {f"prefork-{worker.pid}{which}" for worker in self._fleet.workers for which in ("", "-wait")}
-        for it in self._client.client_list():  # those of others are none of our business
-            if it["name"] in ours:
-                self._client.client_kill_filter(_id=it["id"])
+        for line in self._wire.one("CLIENT", "LIST").decode().splitlines():
+            it = dict(word.partition("=")[::2] for word in line.split())
+            if it["name"] in ours:  # those of others are none of our business
+                self._wire.one("CLIENT", "KILL", "ID", it["id"])
 
     # -- the server's -------------------------------------------------------------------------------------------
 
@@ -256,38 +256,38 @@ class Faults:
 
     def _leap(self, seconds: float) -> None:
         for keys in self._keys:
-            self._client.eval(LEAP, 2, keys.leases, keys.scheduled, round(-seconds * 1000))
+            self._wire.one("EVAL", LEAP, 2, keys.leases, keys.scheduled, round(-seconds * 1000))
 
     def _forget_scripts(self) -> None:
-        self._client.script_flush()
+        self._wire.one("SCRIPT", "FLUSH")
 
     def _configure(self, name: str, value: str | int) -> None:
-        self._client.config_set(name, value)
+        self._wire.one("CONFIG", "SET", name, value)
 
     def _fail_snapshot(self) -> Undo:
         private.break_snapshots(self._folder)
         limit_s = time.monotonic() + SNAPSHOT_LIMIT_S
-        with contextlib.suppress(redis.RedisError):  # here too what was asked for may still come, and is to be undone
+        with contextlib.suppress(*TROUBLE):  # here too what was asked for may still come, and is to be undone
             self._configure("save", "86400 1000000000")
-            self._client.bgsave()
-            while not private.snapshot_failed(self._client) and time.monotonic() < limit_s:
+            self._wire.one("BGSAVE")
+            while not private.snapshot_failed(self._wire) and time.monotonic() < limit_s:
                 time.sleep(0.01)
         return lambda: self._configure("save", "")
 
     def _fill_memory(self) -> Undo:
-        with contextlib.suppress(redis.RedisError):
+        with contextlib.suppress(*TROUBLE):
             self._configure("maxmemory", 1)
         return lambda: self._configure("maxmemory", 0)
 
     def _refuse_clients(self) -> Undo:
-        with contextlib.suppress(redis.RedisError):
+        with contextlib.suppress(*TROUBLE):
             self._configure("maxclients", FEW_CLIENTS)
             self._cut()
 
         def allow() -> None:
             try:
-                self._client.config_set("maxclients", MANY_CLIENTS)
-            except redis.ConnectionError:  # our own connection is gone, and there is no way in: a restart resets it
+                self._configure("maxclients", MANY_CLIENTS)
+            except (ConnectionError, Unreached):  # our own is gone, and there is no way in: a restart resets it
                 assert self._server
                 if self._server.up:
                     self._server.end(signal.SIGKILL)

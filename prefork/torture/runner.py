@@ -22,10 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import redis
-
-from prefork.broker import survey
+from prefork.broker import address, survey
 from prefork.broker.client import Client
+from prefork.broker.wire import TROUBLE
 from prefork.errors import BrokerError, PreforkError
 from prefork.torture import load
 from prefork.torture.account import Account, World
@@ -69,6 +68,8 @@ class Torture:
     """One run of it."""
 
     def __init__(self, order: Order, show: Show) -> None:
+        if order.broker:
+            address.resolve(order.broker)  # a URL that is none is said before anything begins
         self._order, self._show = order, show
         self.folder = Path(tempfile.mkdtemp(prefix="prefork-torture-"))
         (self.folder / "ledger").mkdir()
@@ -154,14 +155,10 @@ class Torture:
             return {}
         try:
             keys = [self._client.keys(queue) for queue in QUEUES]
-            with self._plain.pipeline(transaction=False) as pipe:
-                for k in keys:
-                    pipe.hget(k.stats, "processed")
-                    pipe.llen(k.pending)
-                said = pipe.execute()
-        except (redis.RedisError, OSError):
+            attempts = [int(self._plain.one("HGET", k.stats, "processed") or 0) for k in keys]
+            return {"attempts": sum(attempts), "waiting": sum(self._plain.one("LLEN", k.pending) for k in keys)}
+        except TROUBLE:
             return {}
-        return {"attempts": sum(int(it or 0) for it in said[::2]), "waiting": sum(said[1::2])}
 
     def _end_load(self) -> None:
         for producer in self._producers:
@@ -219,7 +216,7 @@ class Torture:
                 self.account.find("a traceback in a worker's log", str(worker.log))
         dead: set[str] = set()
         for queue in QUEUES:
-            dead |= {id.decode() for id in self._client.read("zrange", self._client.keys(queue).dead, 0, -1)}
+            dead |= {id.decode() for id in self._client.read("ZRANGE", self._client.keys(queue).dead, 0, -1)}
         lives = [life for worker in self._fleet.workers for life in worker.lives]
         world = World(self._faults.done, lives, self._fleet.fences, dead)
         for part in stories(self.folder / "ledger"):
@@ -232,7 +229,7 @@ class Torture:
         for at in range(0, len(ids), MANY):
             some = ids[at : at + MANY]
             found = [
-                self._client.read("mget", [self._client.keys(q).result_prefix + id for id in some]) for q in QUEUES
+                self._client.read("MGET", *(self._client.keys(q).result_prefix + id for id in some)) for q in QUEUES
             ]
             for id, *records in zip(some, *found, strict=True):
                 record = next((it for it in records if it), b"{}")
@@ -269,7 +266,10 @@ class Torture:
     def _wipe(self) -> None:
         """Leave nothing of it in somebody else's broker."""
         try:
-            for key in self._plain.scan_iter(f"{self._prefix}:*", count=MANY):
-                self._plain.unlink(key)
-        except (redis.RedisError, OSError):
+            cursor = b""
+            while cursor != b"0":
+                cursor, keys = self._plain.one("SCAN", cursor or "0", "MATCH", f"{self._prefix}:*", "COUNT", MANY)
+                if keys:
+                    self._plain.one("UNLINK", *keys)
+        except TROUBLE:
             self.account.find("could not tidy up", f"keys {self._prefix}:* are left in the broker")

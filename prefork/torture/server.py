@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-import redis
-
+from prefork.broker import address, facts
+from prefork.broker.wire import TROUBLE, Wire
 from prefork.errors import BrokerError
 from prefork.worker.child import LIBC, PR_SET_PDEATHSIG
 
@@ -41,12 +39,9 @@ def bundled_binary() -> str:
         ) from None
 
 
-def connect(url: str) -> redis.Redis:
-    """The torture's own connection: one only, so that the server's faults can spare it."""
-    return redis.Redis.from_url(
-        url, socket_timeout=ASK_LIMIT_S, socket_connect_timeout=ASK_LIMIT_S, single_connection_client=False,
-        max_connections=1, client_name="torture",
-    )  # fmt: skip
+def connect(url: str) -> Wire:
+    """The torture's own connection: one only, since it has one thread, so that the server's faults can spare it."""
+    return Wire(address.resolve(url), "torture", ASK_LIMIT_S)
 
 
 class Server:
@@ -86,9 +81,13 @@ class Server:
             time.sleep(0.005)
 
     def _answers(self) -> bool:
-        with contextlib.suppress(redis.RedisError, OSError), contextlib.closing(connect(self.url)) as client:
-            return bool(client.ping())
-        return False
+        wire = connect(self.url)
+        try:
+            return bool(wire.one("PING") == b"PONG")
+        except TROUBLE:
+            return False
+        finally:
+            wire.close_idle()
 
     def signal(self, number: int) -> None:
         """Send it a signal, if it is there."""
@@ -112,7 +111,7 @@ def break_snapshots(folder: Path) -> None:
     os.makedirs(folder / SNAPSHOT, exist_ok=True)
 
 
-def snapshot_failed(client: redis.Redis) -> bool:
+def snapshot_failed(wire: Wire) -> bool:
     """Whether the last one did, so that the server refuses writes."""
-    info: dict[str, Any] = client.info("persistence")
+    info = facts.info(wire.one("INFO", "persistence"))
     return info["rdb_last_bgsave_status"] == "err" and not info["rdb_bgsave_in_progress"]
