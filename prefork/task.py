@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import difflib
 import functools
@@ -77,6 +76,8 @@ class Task(Generic[P, R]):
 
     async def _finish(self, coroutine: Coroutine[Any, Any, R], context: Context) -> R:
         returned = await coroutine
+        import asyncio  # whoever awaits this has it
+
         await asyncio.to_thread(self.app.enqueue_follow_ups, context.id, context.follow_ups)
         return returned
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prefork.broker import keyspace, survey, verbs
+from prefork.broker import keyspace, memory, survey, verbs
 from prefork.broker.audit import MOST_MESSAGES, Audit
 from prefork.broker.client import Client
 from prefork.broker.finding import Finding
@@ -23,7 +23,7 @@ def examine(client: Client) -> Iterator[Finding]:
     """Look at the server, then at each queue."""
     info = client.info()
     yield from _server(client, info)
-    yield from memory(info)
+    yield from memory.findings(info)
     yield from _persistence(info)
     yield from _here()
     there = keyspace.look(client)
@@ -56,23 +56,6 @@ def _clock_off_s(client: Client) -> float:
     seconds, micros = client.time()
     off_s = seconds + micros / 1e6 - (before + time.time()) / 2
     return off_s if abs(off_s) > CLOCK_OFF_S else 0.0
-
-
-def memory(info: dict[str, Any]) -> Iterator[Finding]:
-    """Whether the server may throw tasks away, or run out of memory."""
-    policy, limit, used = (
-        info.get("maxmemory_policy", "noeviction"),
-        info.get("maxmemory", 0),
-        info.get("used_memory", 0),
-    )
-    if policy != "noeviction":
-        # Only results, reports and requests have a time to live.
-        lost = "results are thrown away before their time" if policy.startswith("volatile") else "tasks are thrown away"
-        when = "when memory is short" if limit else "as soon as there is a maxmemory and it is reached"
-        level = "error" if limit and not policy.startswith("volatile") else "warning"
-        yield Finding(level, f"maxmemory-policy is {policy}: {when}, {lost}", "CONFIG SET maxmemory-policy noeviction")
-    if limit and used > 0.8 * limit:
-        yield Finding("warning", f"{used / limit:.0%} of maxmemory is used", "raise maxmemory, or drain the queues")
 
 
 def _persistence(info: dict[str, Any]) -> Iterator[Finding]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.resources import files
 
 from prefork.broker import verbs
 
@@ -45,9 +44,12 @@ class Role:
         )
 
 
+NAMES = ("worker", "producer", "admin", "dashboard")
+
+
 def roles() -> dict[str, Role]:
-    """worker, producer, admin and dashboard."""
-    every = _said_in(it.name.removesuffix(".lua") for it in (files("prefork.broker") / "scripts").iterdir())
+    """Each of NAMES."""
+    every = _said_in(it.stem for it in verbs.SCRIPTS.glob("*.lua"))
     producing = {*_said_in(_PRODUCING), *_PRODUCING_ALSO}
     working = _said_in(("beat", "claim", "settle", "restore"))
     told = {

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha1
-from importlib.resources import files
 from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 
 from prefork.broker.keys import Keys
 
 Argument = str | bytes | int
+SCRIPTS = Path(__file__).parent / "scripts"
 OLDEST_SERVER = (6, 2)
 MAX_TAKEOVERS = 10
 
@@ -32,7 +33,7 @@ class Script:
 @cache
 def script(name: str) -> Script:
     """The script of that verb."""
-    text = (files("prefork.broker") / "scripts" / f"{name}.lua").read_bytes()
+    text = (SCRIPTS / f"{name}.lua").read_bytes()
     return Script(name, text, sha1(text, usedforsecurity=False).hexdigest())
 
 

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from prefork import config
-from prefork.broker.roles import roles
+from prefork.broker.roles import NAMES, roles
 from prefork.cli.connect import app_of
 from prefork.cli.output import print_json
 from prefork.errors import PreforkError
@@ -23,7 +23,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "acl", parents=[common], help="the least rights in the broker for a worker, producer, admin or dashboard",
         description=EXPLAIN, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("role", choices=list(roles()))
+    parser.add_argument("role", choices=NAMES)
     parser.add_argument("--user", metavar="NAME", help="how the user is called (default: prefork-ROLE)")
     parser.add_argument(
         "--fsync", action="store_true", help='also WAITAOF, for durability="fsync" (Redis 7.2 or later)'

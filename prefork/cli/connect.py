@@ -7,12 +7,15 @@ import contextlib
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefork import config
-from prefork.app import Prefork
 from prefork.broker.client import Client
 from prefork.cli.load import broker_of, load_app
 from prefork.errors import PreforkError
+
+if TYPE_CHECKING:
+    from prefork.app import Prefork
 
 
 def common_flags(*, top: bool) -> argparse.ArgumentParser:

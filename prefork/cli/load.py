@@ -11,14 +11,15 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-import psutil
-
-from prefork.app import Prefork
 from prefork.config import Settings
 from prefork.errors import AppError, ConfigError, PreforkError
 from prefork.signing import Signer, from_file
+
+if TYPE_CHECKING:
+    from prefork.app import Prefork
 
 LONGEST_SAID = 300
 OURS = str(Path(__file__).parent.parent) + os.sep
@@ -30,6 +31,8 @@ def load_app(settings: Settings) -> Prefork:
 
     Raises AppError, in one line that says where in the app's own code it went wrong.
     """
+    from prefork.app import Prefork  # not for a command that loads none
+
     assert settings.app
     os.chdir(settings.directory)
     sys.path.insert(0, str(settings.directory))
@@ -121,6 +124,8 @@ def _import(name: str, directory: Path) -> ModuleType:
 
 def left_behind() -> list[str]:
     """What an app's import has left running, which a forked child can't use: threads and connections, by name."""
+    import psutil
+
     threads = [f"thread {t.name!r}" for t in threading.enumerate() if t is not threading.main_thread()]
     try:
         sockets = [f"connection to {c.raddr.ip}:{c.raddr.port}" for c in psutil.Process().net_connections() if c.raddr]

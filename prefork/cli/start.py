@@ -15,7 +15,7 @@ from typing import Any
 
 from prefork import config
 from prefork.app import Prefork
-from prefork.broker import doctor, durability, verbs
+from prefork.broker import durability, memory, verbs
 from prefork.cli import privileges
 from prefork.cli.load import left_behind, load_app
 from prefork.config import Settings
@@ -65,6 +65,8 @@ def run(settings: Settings, conf: Path, *, burst: bool) -> int:
         if warning := make_room(settings.concurrency):
             log.warning("%s", warning)
         app = load_app(settings)
+        if any(task.is_async for task in app.tasks.values()):
+            import asyncio  # noqa: F401  # once, and not in each child
         if left := left_behind():
             log.warning("the import of %s leaves %s behind, which its children can't use; open them in "
                         "@app.on_child_start", settings.app, ", ".join(left[:5]))  # fmt: skip
@@ -108,4 +110,4 @@ def _ask_broker(app: Prefork, settings: Settings) -> dict[str, Any]:
 
 def _warnings(app: Prefork, info: dict[str, Any]) -> list[str]:
     """Of what will hurt later."""
-    return [f"the broker {app.client.shown}: {it.what}; remedy: {it.remedy}" for it in doctor.memory(info)]
+    return [f"the broker {app.client.shown}: {it.what}; remedy: {it.remedy}" for it in memory.findings(info)]

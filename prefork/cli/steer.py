@@ -11,7 +11,6 @@ from typing import Any
 import orjson
 
 from prefork import config
-from prefork.app import Prefork
 from prefork.broker import admin, survey
 from prefork.cli.confirm import confirm, counted
 from prefork.cli.connect import app_of, client_of
@@ -77,6 +76,8 @@ def _enqueue(options: argparse.Namespace) -> int:
     app = app_of(options)
     if app is None:
         client = client_of(options)
+        from prefork.app import Prefork
+
         app = Prefork("prefork", client.url, prefix=client.prefix)
         if options.config:
             app.signer = signer_of(config.load(options.config, {}, require_app=False))

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import json
@@ -24,7 +23,7 @@ import traceback
 import types
 from datetime import UTC, datetime, timedelta
 from time import monotonic, perf_counter, sleep
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import orjson
 from setproctitle import setproctitle
@@ -41,6 +40,9 @@ from prefork.worker.interrupt import Stopper, soft_timeout, with_soft_timeout
 from prefork.worker.logs import Handler, capture_prints
 from prefork.worker.slate import Slate
 
+if TYPE_CHECKING:
+    import asyncio
+
 log = logging.getLogger("prefork")
 PROGRESS_EVERY_S = 0.2
 EXIT_BOOT_FAILED, EXIT_LOST_MASTER = 11, 12
@@ -48,7 +50,7 @@ PR_SET_PDEATHSIG = 1
 DIGITS = re.compile(rb"[0-9]{2}")  # of the 19 digits or more that such an integer has, two are every ninth byte
 LEAST_ROUNDED = 9.2e18
 LOOK_EVERY_S = 0.001
-NOT_THE_TASKS = (__file__, os.path.dirname(asyncio.__file__))
+NOT_THE_TASKS = (__file__, os.path.join(os.path.dirname(os.__file__), "asyncio"))
 LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
@@ -178,6 +180,8 @@ class Child:
             with soft_timeout(soft_s):
                 return task.function(*args, **kwargs)
         if self._runner is None:
+            import asyncio  # done before the fork, for an app with such tasks
+
             self._runner = asyncio.Runner()
             self._stopper.loop = self._runner.get_loop()
         coroutine = task.function(*args, **kwargs)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import types
 from collections.abc import Coroutine, Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefork.errors import Cancelled, SoftTimeout
 from prefork.worker.slate import STOP_SIGNAL, Slate
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 class Stopper:
@@ -37,6 +39,8 @@ class Stopper:
         self._told = self.running
         if self.coroutine is None or self.loop is None:
             raise Cancelled("told to stop by an operator")
+        import asyncio  # the loop has it
+
         task = next((t for t in asyncio.all_tasks(self.loop) if t.get_coro() is self.coroutine), None)
         if task:
             self.loop.call_soon_threadsafe(task.cancel)
@@ -67,6 +71,8 @@ def soft_timeout(soft_s: float) -> Generator[None, None, None]:
 
 async def with_soft_timeout(coroutine: Coroutine[Any, Any, Any], soft_s: float) -> Any:
     """Await a coroutine; when its time is over, raise SoftTimeout inside it, where it waits."""
+    import asyncio  # whoever awaits this has it
+
     running = asyncio.current_task()
     assert running
     over = False

@@ -7,7 +7,6 @@ import os
 import socket
 import time
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
 from setproctitle import setproctitle
@@ -36,6 +35,8 @@ class Report:
 
     def describe(self) -> dict[str, Any]:
         """The whole worker. `_s`: seconds; `_bytes`: resident memory; `ready`: it would run a task now."""
+        from importlib.metadata import version  # it takes longer than all the rest, and most workers are never asked
+
         booted = any(child.state is not State.BOOTING for child in self._pool.children)
         return {
             "worker": self._lease.worker,
