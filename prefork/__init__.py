@@ -48,8 +48,8 @@ __all__ = [
     "UnknownQueue", "UnknownTask", "WaitTimeout", "default_retry_delay",
 ]  # fmt: skip
 
-# Those that are not errors. Loaded when first asked for: the client of Redis takes most of the time of an import, and
-# a health check that runs every few seconds needs none of it.
+# Those that are not errors. Loaded when first asked for: a health check that runs every few seconds needs none
+# of it.
 _HOMES = {
     "Prefork": "app", "Context": "context", "Invocation": "invocation", "TaskError": "result", "TaskResult": "result",
     "TaskResults": "results", "TaskStatus": "result", "default_retry_delay": "retry", "AsyncTask": "task",

@@ -21,7 +21,6 @@ from prefork.broker.keys import Keys, queues_key, worker_key
 from prefork.broker.wire import TROUBLE, Connection, Unreached, Wire
 from prefork.errors import BrokerError, EnqueueUncertain
 
-Disturbed = TROUBLE  # what `listen` raises when its connection breaks
 TRY = 0.45  # of the limit: two tries fit into it when nothing answers at all
 # When the caller's own time is over, where it began before this thread did.
 GIVE_UP_S: ContextVar[float] = ContextVar("GIVE_UP_S", default=float("inf"))
@@ -30,6 +29,10 @@ NOBODY = "rehearsal"
 
 
 _keys = lru_cache(maxsize=256)(Keys)
+
+
+class Disturbed(Exception):
+    """The connection of `listen` broke, and nothing more will be heard on it."""
 
 
 class Client:
@@ -272,10 +275,12 @@ class Client:
         asked.append(("SCRIPT", "LOAD", verbs.script("restore").text))
         # Changes nothing, and yet a replica refuses it.
         asked += (verbs.restore(k, NOBODY, "gone").command() for k in keys)
-        asked.append(("BZPOPMIN", *(k.requests(NOBODY) for k in keys), "0.001"))
         # The rights to channels are others than those to keys.
         asked += (("PUBLISH", k.done_prefix + NOBODY, "") for k in keys)
-        self._bounded(lambda: _granted(wire.ask(*asked)), uncertain=False)
+        # A server looks ten times a second whose wait is over; where there is something, nobody waits.
+        there: tuple[verbs.Argument, ...] = ("ZADD", keys[0].requests(NOBODY), 0, NOBODY)
+        asked.append(("BZPOPMIN", *(k.requests(NOBODY) for k in keys), "0.01"))
+        self._bounded(lambda: _granted(wire.ask(there, *asked)[1:]), uncertain=False)
 
     def info(self) -> dict[str, Any]:
         """What the server says of itself (INFO)."""
@@ -296,11 +301,21 @@ class Client:
 
     @contextmanager
     def listen(self, queue: str, id: str) -> Iterator[Callable[[float], Any]]:
-        """Hear of one task's end: yields a function that waits up to so many seconds for it, and may return early."""
+        """Hear of one task's end: yields a function that waits up to so many seconds for it, and may return early.
+
+        That raises Disturbed.
+        """
         wire, channel = self.wire(), self.keys(queue).done_prefix + id
         connection: Connection = self._bounded(lambda: _listening(wire, channel), uncertain=False)
+
+        def hear(seconds: float) -> Any:
+            try:
+                return connection.pushed(seconds)
+            except TROUBLE as error:
+                raise Disturbed(str(error)) from None
+
         try:
-            yield connection.pushed
+            yield hear
         finally:
             connection.close()
 

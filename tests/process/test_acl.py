@@ -67,8 +67,7 @@ def denied(server: Server) -> list[str]:
     """What was refused, by the server's own list."""
     log: Any = server.client.execute_command("ACL", "LOG")
     entries = [dict(zip(entry[::2], entry[1::2], strict=True)) if isinstance(entry, list) else entry for entry in log]
-    said = [f"{_text(it, 'username')}: {_text(it, 'reason')} {_text(it, 'object')}" for it in entries]
-    return [line for line in said if not line.endswith(("client|setinfo", "client|id"))]  # redis-py's own; it goes on
+    return [f"{_text(it, 'username')}: {_text(it, 'reason')} {_text(it, 'object')}" for it in entries]
 
 
 def _text(entry: dict[Any, Any], name: str) -> str:

@@ -94,7 +94,7 @@ def test_within_a_floor_there_are_no_circles() -> None:
             del graph[room]
 
 
-def test_only_the_broker_and_the_torture_know_redis() -> None:
+def test_nobody_needs_another_client_of_redis() -> None:
     knowing = {
         room
         for room, path in ROOMS.items()
@@ -102,7 +102,20 @@ def test_only_the_broker_and_the_torture_know_redis() -> None:
         if (isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "redis" for alias in node.names))
         or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "redis")
     }
-    assert {room for room in knowing if not room.startswith(("broker.", "torture."))} == set()
+    assert knowing == set()
+
+
+@pytest.mark.parametrize("command", ["start", "operator"])
+def test_a_command_starts_without_what_few_need(command: str) -> None:
+    code = f"""
+import sys
+import prefork.cli.{command}
+few = {{"asyncio", "redis", "importlib.metadata", "importlib.resources", "prefork.broker.embedded", "prefork.torture"}}
+app = {{"prefork.app", "psutil", "ssl"}} if "{command}" == "operator" else set()
+print(sorted((few | app) & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_what_is_pure_logic_does_no_input_and_no_output() -> None:
