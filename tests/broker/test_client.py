@@ -249,7 +249,16 @@ FORMS = "write redis://host:6379/0, rediss://host:6379/0, unix:///path/to/redis.
         ("redis:/host", None),
         ("unix:/no/slashes", None),
         ("rediss://127.0.0.1:1/0?ssl_cert_reqs=sometimes", None),
-        ("redis://127.0.0.1:1/0?concurency=3", None),
+        (
+            "redis://127.0.0.1:1/0?concurency=3",
+            "the broker URL redis://127.0.0.1:1/0 has an option that cannot be used: concurency",
+        ),
+        (
+            "rediss://127.0.0.1:1/0?ssl_ciphers=all",
+            "the broker URL rediss://127.0.0.1:1/0 has an option that cannot be used: ssl_ciphers",
+        ),
+        ("redis://127.0.0.1:1/0?ssl_ca_certs=/ca.pem", None),
+        ("unix://?db=1", None),
     ],
 )
 def test_a_url_that_is_none(url: str, said: str | None) -> None:
