@@ -119,7 +119,9 @@ class Scene:
             free.bind(("127.0.0.1", 0))
             self.port = port = free.getsockname()[1]
         self.url = f"redis://127.0.0.1:{port}/0"
-        self.env = {**side.env(), "BENCH_URL": self.url, "BENCH_FOLDER": str(self.folder)}
+        # An installed package brings its bytecode along; a checkout gets it here, at the first start.
+        bytecode = {"PYTHONPYCACHEPREFIX": str(self.folder / "bytecode"), "PYTHONDONTWRITEBYTECODE": ""}
+        self.env = {**side.env(), **bytecode, "BENCH_URL": self.url, "BENCH_FOLDER": str(self.folder)}
         self._workers: list[Worker] = []
         self._calls: list[Call] = []
         self._counters: dict[str, memoryview] = {}
