@@ -22,6 +22,8 @@ _WRITING = frozenset((
     "BZPOPMIN", "DEL", "HDEL", "HINCRBY", "HSET", "HSETNX", "LPOP", "LPUSH", "LREM", "PEXPIRE", "PUBLISH", "RENAME",
     "RPUSH", "SADD", "SET", "SETNX", "SUBSCRIBE", "UNLINK", "UNSUBSCRIBE", "WAIT", "ZADD", "ZPOPMIN", "ZREM",
 ))  # fmt: skip
+# Where it waits, and how it ends a wait of its own that is for too little.
+_WAITING = {"BZPOPMIN", "SET", "CLIENT|ID", "CLIENT|UNBLOCK"}
 _PRODUCING = ("enqueue", "cancel", "inspect")
 _PRODUCING_ALSO = ("SADD", "SMEMBERS", "SUBSCRIBE", "UNSUBSCRIBE", "WAIT")
 
@@ -53,7 +55,7 @@ def roles() -> dict[str, Role]:
     producing = {*_said_in(_PRODUCING), *_PRODUCING_ALSO}
     working = _said_in(("beat", "claim", "settle", "restore"))
     told = {
-        "worker": ("prefork-worker, and tasks that enqueue", producing | working | {"BZPOPMIN", "SET"}),
+        "worker": ("prefork-worker, and tasks that enqueue", producing | working | _WAITING),
         "producer": ("whoever enqueues, cancels, or waits for results", producing),
         "admin": (
             "every command of prefork, also those that change something",
