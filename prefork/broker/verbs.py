@@ -70,7 +70,7 @@ def enqueue(k: Keys, entries: Iterable[Entry], *, again: bool = False) -> Call:
     """Accept messages, all for this queue. -> [server ms, how many were new]"""
     keys = (k.messages, k.pending, k.ranked, k.scheduled, k.wake, k.idle, k.paused)
     head = (k.result_prefix if again else "", k.active_prefix, k.inbox_prefix)
-    return Call("enqueue", keys, (*head, *chain.from_iterable(entry.arguments() for entry in entries)))
+    return Call("enqueue", keys, (*head, *chain.from_iterable(map(Entry.arguments, entries))))
 
 
 def claim(k: Keys, worker: str, n: int, number: int = 0, room: int = 0) -> Call:

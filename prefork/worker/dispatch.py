@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
 from math import inf
+from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
 
 AHEAD_S = 0.002
@@ -195,9 +196,4 @@ class Dispatcher(Generic[W]):
         return bool(self.ready) or any(slot.outstanding > 1 for slot in self.slots)
 
 
-def _serial(work: Expected) -> int:
-    return work.serial
-
-
-def _outstanding(slot: Slot) -> int:
-    return slot.outstanding
+_serial, _outstanding = attrgetter("serial"), attrgetter("outstanding")  # a call less for each child, or message
