@@ -170,7 +170,8 @@ class Dispatcher(Generic[W]):
 
     def _taken(self, slot: Slot, share: int, now_s: float) -> list[W]:
         """What this child gets of what is ready: its share, if it has nothing else; more as long as all is short."""
-        ready, some = self.ready, list[W]()
+        ready = self.ready
+        some: list[W] = []
         most = min(slot.left, MAX_DEPTH - slot.outstanding)
         # One that has half of what it may have needs nothing yet: few large batches wake it less than many small ones.
         if slot.outstanding and (slot.outstanding > MAX_DEPTH // 2 or slot.load_s > AHEAD_S / 2 or slot.lags(now_s)):

@@ -139,7 +139,7 @@ class MasterEnd:
             if written < len(data):
                 self.backlog += memoryview(data)[written:]
         try:  # noqa: SIM105  # a child waits for this, and `suppress` takes three calls
-            os.write(self.token_w, struct.pack(f"<{len(orders)}Q", *range(first, first + len(orders))))
+            os.write(self.token_w, _tokens(first, len(orders)))
         except BrokenPipeError:
             pass  # the child has died; its end is seen when it is reaped
         return not self.backlog
@@ -219,6 +219,11 @@ class MasterEnd:
         for fd in self.descriptors():
             os.close(fd)
         self.task_w = self.token_w = self.token_r = self.answer_r = -1
+
+
+def _tokens(first: int, count: int) -> bytes:
+    """So many in a row. A single one is what a sleeping child waits for."""
+    return TOKEN.pack(first) if count == 1 else struct.pack(f"<{count}Q", *range(first, first + count))
 
 
 def _short_answers(data: bytes) -> list[Answer]:
