@@ -131,6 +131,10 @@ class MasterEnd:
             unanswered[number] = order
             frames += order.frame(number)
         self._number += len(orders)
+        # The token of a single one for a child that sleeps goes first: it wakes up while the frame is written.
+        sleeps = len(orders) == len(unanswered) == 1
+        if sleeps:
+            self._write_tokens(first, 1)
         data = b"".join(frames)
         if self.backlog:
             self.backlog += data
@@ -138,11 +142,16 @@ class MasterEnd:
             written = self._write(data)
             if written < len(data):
                 self.backlog += memoryview(data)[written:]
-        try:  # noqa: SIM105  # a child waits for this, and `suppress` takes three calls
-            os.write(self.token_w, _tokens(first, len(orders)))
+        if not sleeps:
+            self._write_tokens(first, len(orders))
+        return not self.backlog
+
+    def _write_tokens(self, first: int, count: int) -> None:
+        tokens = TOKEN.pack(first) if count == 1 else struct.pack(f"<{count}Q", *range(first, first + count))
+        try:  # noqa: SIM105  # `suppress` takes three calls, for which a child would wait
+            os.write(self.token_w, tokens)
         except BrokenPipeError:
             pass  # the child has died; its end is seen when it is reaped
-        return not self.backlog
 
     def write_on(self) -> bool:
         """Write what did not fit before. -> whether all is written"""
@@ -219,11 +228,6 @@ class MasterEnd:
         for fd in self.descriptors():
             os.close(fd)
         self.task_w = self.token_w = self.token_r = self.answer_r = -1
-
-
-def _tokens(first: int, count: int) -> bytes:
-    """So many in a row. A single one is what a sleeping child waits for."""
-    return TOKEN.pack(first) if count == 1 else struct.pack(f"<{count}Q", *range(first, first + count))
 
 
 def _short_answers(data: bytes) -> list[Answer]:
