@@ -131,10 +131,6 @@ class MasterEnd:
             unanswered[number] = order
             frames += order.frame(number)
         self._number += len(orders)
-        # The token of a single one for a child that sleeps goes first: it wakes up while the frame is written.
-        sleeps = len(orders) == len(unanswered) == 1
-        if sleeps:
-            self._write_tokens(first, 1)
         data = b"".join(frames)
         if self.backlog:
             self.backlog += data
@@ -142,8 +138,7 @@ class MasterEnd:
             written = self._write(data)
             if written < len(data):
                 self.backlog += memoryview(data)[written:]
-        if not sleeps:
-            self._write_tokens(first, len(orders))
+        self._write_tokens(first, len(orders))
         return not self.backlog
 
     def _write_tokens(self, first: int, count: int) -> None:

@@ -196,34 +196,11 @@ def test_a_child_whose_master_is_gone_ends() -> None:
             child.answer(1, DONE)
 
 
-def test_a_master_that_dies_after_the_token_and_before_the_frame_lets_its_child_end() -> None:
+def test_a_child_that_has_a_token_and_waits_for_its_frame_ends_with_its_master() -> None:
     with both_ends() as (master, child):
         os.write(master.token_w, TOKEN.pack(1))
         master.close()
         assert child.next() is None
-
-
-def test_a_child_that_has_its_token_first_waits_for_the_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    with both_ends() as (master, child):
-        written: list[int] = []
-        write = os.write
-
-        def noted(fd: int, data: bytes) -> int:
-            written.append(fd)
-            return write(fd, data)
-
-        monkeypatch.setattr(os, "write", noted)
-        master.hand([order(b"1")])
-        assert written == [master.token_w, master.task_w]  # it wakes up meanwhile
-        master.hand([order(b"2")])
-        assert written[2:] == [master.task_w, master.token_w]  # it has something to do: no waiting for the frame
-        assert [given.body for _ in "12" if (given := child.next())] == [b"1", b"2"]
-        for number in (1, 2):
-            master.settle(number)
-        assert not master.hand([order(b"x" * 300_000)])
-        given = next_while_writing(master, child)
-        assert given
-        assert given.number == 3
 
 
 def test_a_master_whose_child_is_gone_hears_it_and_keeps_what_it_held() -> None:
