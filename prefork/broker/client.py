@@ -51,6 +51,7 @@ class Client:
         self._address: address.Address | None = None
         self._announced: set[str] = set()
         self._failure: BrokerError | None = None  # of the latest call, if it failed
+        self._clock_ms = 0, 0  # the server's clock as it was last told, and our own at that time
         self._lock, self._pid = threading.Lock(), os.getpid()
 
     @property
@@ -246,12 +247,14 @@ class Client:
 
     def _enqueue(self, queue: str, entries: list[verbs.Entry]) -> int:
         k = self.keys(queue)
+        server_ms, read_ms = self._clock_ms
         now_ms, _ = self.call(
-            verbs.enqueue(k, entries),
+            verbs.enqueue(k, entries, now_ms=server_ms and server_ms + time.monotonic_ns() // 1_000_000 - read_ms),
             again=lambda: verbs.enqueue(k, entries, again=True),
             uncertain=True,
             stats=k.stats,
         )
+        self._clock_ms = now_ms, time.monotonic_ns() // 1_000_000
         return int(now_ms)
 
     def cancel(self, queue: str, id: str, result_ttl_ms: int, record: dict[str, Any], *, stop: bool = False) -> str:
