@@ -118,7 +118,9 @@ class Client:
                     return info()  # perhaps it was the name that it may not have
                 return {"redis_version": "99.0"}  # a user who may not ask; the scripts will tell
 
-        name, version = verbs.version_of(self._bounded(info, uncertain=False))
+        said = self._bounded(info, uncertain=False)
+        self._clock_ms = int(said.get("server_time_usec", 0)) // 1000, time.monotonic_ns() // 1_000_000
+        name, version = verbs.version_of(said)
         if version < verbs.OLDEST_SERVER:
             oldest = ".".join(map(str, verbs.OLDEST_SERVER))
             raise BrokerError(f"the broker {self.shown} is {name}; prefork needs Redis {oldest} or newer, or Valkey")
