@@ -134,17 +134,17 @@ class MasterEnd:
     def hand(self, orders: list[Order]) -> bool:
         """Give orders to the child, in this order. -> whether all was written; if not, call `write_on` on room."""
         frames: list[bytes | memoryview] = []
-        unanswered, first = self.unanswered, self._number + 1
+        unanswered, first, large = self.unanswered, self._number + 1, False
         for number, order in enumerate(orders, first):
             unanswered[number] = order
-            frames += order.frame(number)
+            frame = order.frame(number)
+            frames += frame
+            large = large or len(frame[1]) >= READ_BYTES
         self._number += len(orders)
         waits = bool(self.backlog)
-        if max(map(len, frames), default=0) < READ_BYTES:
-            self.backlog.append(b"".join(frames))
-        else:  # to join them would copy what is large once more
+        if large:
             self._widen()
-            self.backlog += frames
+        self.backlog += frames if large else (b"".join(frames),)  # to join large ones would copy them once more
         if not waits:
             self.write_on()
         with contextlib.suppress(BrokenPipeError):  # the child has died; its end is seen when it is reaped
@@ -156,7 +156,10 @@ class MasterEnd:
         backlog = self.backlog
         try:
             while backlog:
-                written = os.writev(self.task_w, list(islice(backlog, MOST_PIECES)))
+                if len(backlog) == 1:
+                    written = os.write(self.task_w, backlog[0])
+                else:
+                    written = os.writev(self.task_w, list(islice(backlog, MOST_PIECES)))
                 while backlog and written >= len(backlog[0]):
                     written -= len(backlog.popleft())
                 if written:

@@ -16,10 +16,10 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 -- What a script reads is copied, and nobody else is served meanwhile: so not more than that in one claim, but at least
 -- one message. How many fit is guessed from the mean of those before; what doesn't fit stays where it is.
-local MOST_BYTES, MOST_DUE, SLICE = 786432, 256, 16
+local MOST_BYTES, MOST_DUE, SLICE = 786432, 256, 64
 local function fitting(count, bytes)
   if count == 0 then return 1 end
-  return math.max(1, math.min(SLICE, math.floor((MOST_BYTES - bytes) * count / (bytes + 1))))
+  return math.max(1, math.min(SLICE, 16 + 4 * count, math.floor((MOST_BYTES - bytes) * count / (bytes + 1))))
 end
 
 local promoted, read = 0, 0
