@@ -298,27 +298,29 @@ class ChildEnd:
                 FRAME.unpack_from(self._buffer, self._at)
             )
             self._at += head
-            body = self._body(size)
-            if body is None:
-                return None
+            body: bytes | bytearray | None
+            if size >= READ_BYTES:
+                body = self._large_body(size)
+                if body is None:
+                    return None
+            else:
+                if len(self._buffer) - self._at < size and not self._fill(size):
+                    return None
+                body = self._buffer[self._at : self._at + size]
+                self._at += size
             if number == wanted:
                 return Given(
                     number, task, queue, flags, attempt, retried, retries, timeout_s, soft_s, enqueued_ms,
                     id.rstrip(b"\0").decode("utf-8", "replace"), body,
                 )  # fmt: skip
 
-    def _body(self, size: int) -> bytes | bytearray | None:
-        """Read on to the end of a body; None when the master is gone."""
-        have = len(self._buffer) - self._at
-        if have >= size or size < READ_BYTES:
-            if have < size and not self._fill(size):
-                return None
-            self._at += size
-            return self._buffer[self._at - size : self._at]
-        body = bytearray(size)  # what is large is read to where it stays
+    def _large_body(self, size: int) -> bytearray | None:
+        """Read on to the end of a body, to where it stays; None when the master is gone."""
+        body = bytearray(size)
         view = memoryview(body)
-        view[:have] = self._buffer[self._at :]
-        self._buffer, self._at = b"", 0
+        have = min(size, len(self._buffer) - self._at)
+        view[:have] = self._buffer[self._at : self._at + have]
+        self._at += have
         while have < size:
             read = os.readv(self._task_r, [view[have:]])
             if not read:
