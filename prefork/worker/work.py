@@ -40,6 +40,7 @@ log = logging.getLogger("prefork")
 TITLE_AFTER_S = 0.05
 MOST_TERMS = 1000  # headers with options of their own may be as many as messages
 FENCED = "the lease is lost"
+PASSAGE_S = 1e-9  # that a byte of the arguments takes to a child, while the child does nothing else
 
 
 class Work:
@@ -195,7 +196,7 @@ class Work:
                 continue
             name = order.message.header.task
             child.slot.answered(order.expected_s, now_s)
-            times.observe(name, answer.ran_s)
+            times.observe(name, answer.ran_s + len(order.message.body) * PASSAGE_S)
             if child.killed_for == FENCED:
                 continue
             try:
