@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefork.worker.dispatch import FEW, MOST_READY, STALE_S, Dispatcher, RunTimes
+from prefork.worker.dispatch import MOST_READY, STALE_S, Dispatcher, RunTimes
 from prefork.worker.slots import AHEAD_S, LAG_S, MAX_DEPTH, Slot, Slots
 
 # -- run times --------------------------------------------------------------------------------------------------------
