@@ -118,8 +118,8 @@ class Dispatcher(Generic[W]):
             self._wake(few, given, now_s)
         if ready and ready[0].expected_s < AHEAD_S:
             self._top_up(given, now_s)
-        if ready and slots.idle:
-            self._wake(len(slots.idle), given, now_s)
+        while ready and slots.idle:
+            self._wake(FEW, given, now_s)
         if ready:
             given += ((slot, [self._spare(slot, now_s)]) for slot in slots.soon(now_s)[: len(ready)])
         return given
