@@ -6,7 +6,7 @@
   that the child needn't ask. It is taken back when that takes longer, or another child has nothing to do.
 - What is short stays in few children, however many there are: the master can't keep more of them busy.
 - What is claimed is what the children can be handed, and as much again while tasks are short, so that no child waits
-  for a round trip; when they are longer, one for each child that has nothing or will be done in two milliseconds.
+  for a round trip; when they are longer, one for each child that has nothing or will be done in a moment.
 - A child whose running message takes longer than expected lags: what waits behind it is taken back.
 """
 
@@ -121,7 +121,7 @@ class Dispatcher(Generic[W]):
         while ready and slots.idle:
             self._wake(FEW, given, now_s)
         if ready:
-            given += ((slot, [self._spare(slot, now_s)]) for slot in slots.soon(now_s)[: len(ready)])
+            self._give_spares(given, now_s)
         return given
 
     def _wake(self, most: int, given: list[tuple[Slot, list[W]]], now_s: float) -> None:
@@ -145,6 +145,17 @@ class Dispatcher(Generic[W]):
             if some := self._taken(slot, share, now_s):
                 given.append((slot, some))
 
+    def _give_spares(self, given: list[tuple[Slot, list[W]]], now_s: float) -> None:
+        """Those that will be done in a moment: one each."""
+        fresh = {slot for slot, _ in given}
+        for slot in self.slots.soon(now_s):
+            if not self.ready:
+                break
+            if slot not in fresh:
+                work = self.ready.popleft()
+                slot.handed_spare(work.expected_s, now_s)
+                given.append((slot, [work]))
+
     def _share(self, among: int) -> int:
         return -(-len(self.ready) // among) if among else 0
 
@@ -163,11 +174,6 @@ class Dispatcher(Generic[W]):
         if some:
             slot.handed(given_s, now_s, len(some))
         return some
-
-    def _spare(self, slot: Slot, now_s: float) -> W:
-        work = self.ready.popleft()
-        slot.handed_spare(work.expected_s, now_s)
-        return work
 
     def stale(self, now_s: float) -> list[W]:
         """What was claimed and can't be handed out soon: it goes back to its queue, for other workers."""

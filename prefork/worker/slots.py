@@ -13,6 +13,7 @@ from math import inf
 AHEAD_S = 0.002
 MAX_DEPTH = 64
 LAG_S = 0.003
+SOON_S = LAG_S  # so long a spare waits, if it waits no longer than it should
 WORTH_A_CLAIM_S = 0.1  # of tasks that take longer, a round trip is less than a hundredth
 
 
@@ -42,7 +43,7 @@ class Slots:
     def soon(self, now_s: float) -> list[Slot]:
         """Those that will probably be done in a moment and have nothing else: a round trip before they ask for more."""
         ends, soon = self._ends, self._soon
-        while ends and ends[0][0] <= now_s + AHEAD_S:
+        while ends and ends[0][0] <= now_s + SOON_S:
             end_s, _, slot = heappop(ends)
             soon[slot] = end_s
         for slot, end_s in tuple(soon.items()):
@@ -56,7 +57,7 @@ class Slots:
         ends = self._ends
         while ends and ends[0][2].end_s != ends[0][0]:
             heappop(ends)
-        return ends[0][0] - AHEAD_S if ends else None
+        return ends[0][0] - SOON_S if ends else None
 
     def sift(self, now_s: float) -> None:
         """See which of those that were to be short take long."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.worker.slots import AHEAD_S, LAG_S, WORTH_A_CLAIM_S, Slot, Slots
+from prefork.worker.slots import LAG_S, SOON_S, WORTH_A_CLAIM_S, Slot, Slots
 
 EXPECTED = st.sampled_from([1e-5, 1e-4, 3e-4, 0.0011, 0.1, 30.0, inf]) | st.floats(1e-5, 1e3)
 
@@ -49,7 +49,7 @@ def test_a_child_ends_soon_when_what_it_runs_is_expected_to_be_done_in_a_moment(
     assert slots.soon(5.0) == []
     slot.handed(0.010, 5.0)
     assert slots.soon(5.005) == []
-    assert slots.next_s(5.005) == pytest.approx(5.010 - AHEAD_S)
+    assert slots.next_s(5.005) == pytest.approx(5.010 - SOON_S)
     assert slots.soon(5.0085) == [slot]
     slot.handed_spare(1e-4, 5.0085)
     assert slots.soon(5.0086) == [], "it has more to do"
@@ -124,5 +124,5 @@ def test_each_child_is_where_it_belongs(events: list[tuple[int, str, float, floa
         assert {*among.soon(now_s)} == {
             slot
             for slot in at_work
-            if slot.outstanding == 1 and slot.load_s <= WORTH_A_CLAIM_S and now_s < slot.end_s <= now_s + AHEAD_S
+            if slot.outstanding == 1 and slot.load_s <= WORTH_A_CLAIM_S and now_s < slot.end_s <= now_s + SOON_S
         }
