@@ -5,8 +5,8 @@
 - Or, when all have something to do, a *spare*: one message behind a longer one that is expected to end in a moment, so
   that the child needn't ask. It is taken back when that takes longer, or another child has nothing to do.
 - What is short stays in few children, however many there are: the master can't keep more of them busy.
-- What is claimed is what the children can be handed, and as much again while tasks are short, so that no child waits
-  for a round trip; when they are longer, one for each child that has nothing or will be done in a moment.
+- While tasks are short, as much is claimed as the children can be handed, beyond what they hold, so that none waits for
+  a round trip; when they are longer, one for each child that has nothing or will be done in a moment.
 - A child whose running message takes longer than expected lags: what waits behind it is taken back.
 """
 
