@@ -22,7 +22,7 @@ from prefork.worker.slots import AHEAD_S, MAX_DEPTH, Slot, Slots
 STALE_S = 0.02
 WORTH_A_WAKE_S = 0.0002  # so much work can wait behind other in a child: to wake another one takes as long
 FEW = 8  # children that work off tasks as short as that as fast as a master can hand them out
-MOST_READY = 10 * MAX_DEPTH  # claimed ahead: more would be stale before the master comes to it
+MOST_READY = 10 * MAX_DEPTH  # claimed ahead: what the master hands out in less than STALE_S
 OVERHEAD_S = 10e-6  # of the hand-off, beside the time that a task itself takes
 
 
