@@ -28,8 +28,8 @@ R = TypeVar("R")
 Hook = TypeVar("Hook", bound=Callable[[], object])
 Exceptions = type[BaseException] | tuple[type[BaseException], ...]
 
-BATCH = 500  # messages in one command of enqueue_many
-BATCH_BYTES = 1 << 20
+BATCH = 200  # messages in one command of enqueue_many, so that the server does other things every two milliseconds
+BATCH_BYTES = 1 << 19  # unless one alone is larger
 
 
 class Prefork:
@@ -204,11 +204,11 @@ class Prefork:
         batch: list[Invocation[R]] = []
         size = 0
         for invocation in _invocations(invocations):
-            batch.append(invocation)
-            size += len(invocation.payload)
-            if len(batch) == BATCH or size >= BATCH_BYTES:
+            if len(batch) == BATCH or (batch and size + len(invocation.payload) > BATCH_BYTES):
                 self._enqueue_batch(batch, list(new_ids(len(batch))), results)
                 batch, size = [], 0
+            batch.append(invocation)
+            size += len(invocation.payload)
         if batch:
             self._enqueue_batch(batch, list(new_ids(len(batch))), results)
         return results

@@ -29,6 +29,7 @@ from prefork.errors import TEN_YEARS_S, BadMessage, NotJSON, PayloadTooLarge
 
 VERSION = b"1"
 MAX_PAYLOAD_BYTES = 1 << 20
+LARGE_BYTES = 1 << 14  # to copy so much takes longer than what avoids it
 MAX_ERRORS_KEPT = 10
 MAX_ERROR_TEXT = 16_384
 LONGEST_CACHED = 1024  # bytes of a header: what others have written is not to fill the memory
@@ -154,7 +155,7 @@ class Message:
     id: str
     queue: str
     header: Header
-    body: bytes
+    body: bytes | memoryview
     enqueued_ms: int
     priority: int
     state: State | None = None
@@ -173,7 +174,8 @@ def decode(raw_id: bytes, queue: str, raw: bytes, state: bytes | None = None) ->
         header, since_ms, rank = (_head if at <= LONGEST_CACHED else _head.__wrapped__)(raw[:at])
     except ValueError as error:
         raise BadMessage(f"message {id} in queue {queue} {error}") from None
-    return Message(id, queue, header, raw[at + 1 :], since_ms, rank, State.decode(state) if state else None)
+    body = raw[at + 1 :] if len(raw) < LARGE_BYTES else memoryview(raw)[at + 1 :]
+    return Message(id, queue, header, body, since_ms, rank, State.decode(state) if state else None)
 
 
 @lru_cache(maxsize=1024)  # messages that were enqueued together have the very same head
@@ -221,7 +223,7 @@ def encode_body(task: str, args: tuple[Any, ...], kwargs: dict[str, Any], names:
     except (TypeError, RecursionError):
         body = b""
     # orjson writes NaN and the infinities as null, silently; only then is it worth to look for one.
-    if not body or b"null" in body:
+    if not body or (not (len(body) > LARGE_BYTES and _all_text(args, kwargs)) and b"null" in body):
         positional = ((names[n] if n < len(names) else f"#{n + 1}", value) for n, value in enumerate(args))
         for name, value in (*positional, *kwargs.items()):
             if found := _not_json_in(value):
@@ -234,6 +236,11 @@ def encode_body(task: str, args: tuple[Any, ...], kwargs: dict[str, Any], names:
             f"store the data elsewhere and send where it is"
         )
     return body
+
+
+def _all_text(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether nothing in it can be a float: to look through a large text for a `null` takes longer than to write it."""
+    return all(type(value) is str for value in (*args, *kwargs.values()))
 
 
 def encode_result(task: str, value: Any) -> bytes:

@@ -454,6 +454,22 @@ def test_the_culprit_is_named_when_a_keyword_has_the_name_of_a_positional_parame
         encode_body("t", ({1},), {"order": 1}, ("order",))  # def t(order, /, **others)
 
 
+def test_what_json_cannot_carry_is_found_beside_a_large_text_too() -> None:
+    large = "x" * 100_000
+    for fault in (float("nan"), [float("inf")]):
+        with pytest.raises(NotJSON, match="argument lines"):
+            body(large, fault)
+        with pytest.raises(NotJSON, match="argument b"):
+            body(a=large, b=fault)
+    assert orjson.loads(body(large, None)) == [[large, None], {}]
+    assert orjson.loads(body("null" * 10_000)) == [["null" * 10_000], {}]
+
+
+def test_a_large_body_is_decoded_like_any_other() -> None:
+    large = orjson.dumps([["x" * 100_000], {}])
+    assert decode(b"a", "q", raw(b'{"task":"t"}', large)).body == large
+
+
 def test_none_is_an_argument_like_any_other() -> None:
     assert body(None, note=None) == b'[[null],{"note":null}]'
     assert body("null", ["null", None]) == b'[["null",["null",null]],{}]'

@@ -50,6 +50,7 @@ class Client:
         self._address: address.Address | None = None
         self._announced: set[str] = set()
         self._failure: BrokerError | None = None  # of the latest call, if it failed
+        self._clock_ms = 0, 0  # the server's clock as it was last told, and our own at that time
         self._lock, self._pid = threading.Lock(), os.getpid()
 
     @property
@@ -96,7 +97,9 @@ class Client:
                     raise
                 return {"redis_version": "99.0"}  # a user who may not ask; the scripts will tell
 
-        name, version = verbs.version_of(self._bounded(info, uncertain=False))
+        said = self._bounded(info, uncertain=False)
+        self._clock_ms = int(said.get("server_time_usec", 0)) // 1000, time.monotonic_ns() // 1_000_000
+        name, version = verbs.version_of(said)
         if version < verbs.OLDEST_SERVER:
             oldest = ".".join(map(str, verbs.OLDEST_SERVER))
             raise BrokerError(f"the broker {self.shown} is {name}; prefork needs Redis {oldest} or newer, or Valkey")
@@ -223,12 +226,14 @@ class Client:
 
     def _enqueue(self, queue: str, entries: list[verbs.Entry]) -> int:
         k = self.keys(queue)
+        server_ms, read_ms = self._clock_ms
         now_ms, _ = self.call(
-            verbs.enqueue(k, entries),
+            verbs.enqueue(k, entries, now_ms=server_ms and server_ms + time.monotonic_ns() // 1_000_000 - read_ms),
             again=lambda: verbs.enqueue(k, entries, again=True),
             uncertain=True,
             stats=k.stats,
         )
+        self._clock_ms = now_ms, time.monotonic_ns() // 1_000_000
         return int(now_ms)
 
     def cancel(self, queue: str, id: str, result_ttl_ms: int, record: dict[str, Any], *, stop: bool = False) -> str:

@@ -100,7 +100,7 @@ def whole_or_part(value: Any) -> int | float:
     return value if isinstance(value, int | float) else 0
 
 
-def load(raw: bytes) -> Any:
+def load(raw: bytes | memoryview) -> Any:
     """JSON that can also be written again. Raises ValueError, and nothing else."""
     try:
         value = orjson.loads(raw)

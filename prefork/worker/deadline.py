@@ -9,11 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from prefork.worker.dispatch import LAG_S
 from prefork.worker.handoff import Order
 from prefork.worker.loop import Loop, Timer
 from prefork.worker.pool import Pool
 from prefork.worker.process import Process
+from prefork.worker.slots import LAG_S
 
 
 class Deadlines:

@@ -2,26 +2,28 @@
 
 - A child is handed about two milliseconds of work ahead, by what each task name has taken so far (mean and spread); a
   message that is expected to be long, or is of a name not yet known, only when it has nothing else.
-- What is claimed is what the children can be handed, and as much again while tasks are short, so that no child waits
-  for a round trip; when they are longer, one for each child that has nothing or will be done in two milliseconds.
+- Or, when all have something to do, a *spare*: one message behind a longer one that is expected to end in a moment, so
+  that the child needn't ask. It is taken back when that takes longer, or another child has nothing to do.
+- What is short stays in few children, however many there are: the master can't keep more of them busy.
+- While tasks are short, as much is claimed as the children can be handed, beyond what they hold, so that none waits for
+  a round trip; when they are longer, one for each child that has nothing or will be done in a moment.
 - A child whose running message takes longer than expected lags: what waits behind it is taken back.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
-from dataclasses import dataclass
+from itertools import islice
 from math import inf
 from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
 
-AHEAD_S = 0.002
-MAX_DEPTH = 64
-LAG_S = 0.003
+from prefork.worker.slots import AHEAD_S, MAX_DEPTH, Slot, Slots
+
 STALE_S = 0.02
-WORTH_A_CLAIM_S = 0.1  # of tasks that take longer, a round trip is less than a hundredth
 WORTH_A_WAKE_S = 0.0002  # so much work can wait behind other in a child: to wake another one takes as long
+FEW = 8  # children that work off tasks as short as that as fast as a master can hand them out
+MOST_READY = 10 * MAX_DEPTH  # claimed ahead: what the master hands out in less than STALE_S
 OVERHEAD_S = 10e-6  # of the hand-off, beside the time that a task itself takes
 
 
@@ -63,56 +65,12 @@ class RunTimes:
         self.mix_s = ran_s if self.mix_s == inf else self.mix_s + (ran_s - self.mix_s) / 8
 
 
-@dataclass(slots=True, eq=False)
-class Slot:
-    """A child, as the dispatcher sees it.
-
-    `left`: how many more it may be given before it is recycled. `head_since_s`: when what it is running began.
-    """
-
-    open: bool = False
-    left: int = 1 << 62
-    outstanding: int = 0
-    load_s: float = 0.0
-    head_since_s: float = 0.0
-
-    def handed(self, expected_s: float, now_s: float) -> None:
-        """It was given one more."""
-        if not self.outstanding:
-            self.head_since_s = now_s
-            self.load_s = 0.0
-        self.outstanding += 1
-        self.left -= 1
-        self.load_s += expected_s
-
-    def answered(self, expected_s: float, now_s: float) -> None:
-        """It has answered one: the next one runs from now on."""
-        self.outstanding = left = self.outstanding - 1
-        load_s = self.load_s - expected_s
-        # infinity less infinity is not a number
-        self.load_s = load_s if left and load_s > 0 and expected_s < inf else 0.0
-        self.head_since_s = now_s
-
-    def taken_back(self, expected_s: float) -> None:
-        """One was taken back from it."""
-        self.answered(expected_s, self.head_since_s)
-        self.left += 1
-
-    def ends_soon(self, now_s: float) -> bool:
-        """Whether what it is running will probably be done in a moment: a round trip before it asks for more."""
-        return self.outstanding == 1 and 0 < self.head_since_s + self.load_s - now_s <= AHEAD_S
-
-    def lags(self, now_s: float) -> bool:
-        """Whether what it is running takes longer than what anything should wait behind."""
-        return self.outstanding > 0 and now_s - self.head_since_s > LAG_S
-
-
 class Dispatcher(Generic[W]):
     """What was claimed and not yet handed out, and to whom it goes."""
 
-    def __init__(self, slots: Collection[Slot] = ()) -> None:
+    def __init__(self, slots: Slots) -> None:
         self.ready: deque[W] = deque()
-        self.slots = slots  # as they are at any time
+        self.slots = slots
 
     def add(self, work: list[W], now_s: float) -> None:
         """What was claimed, or taken back from a child: in the order in which it was claimed."""
@@ -125,63 +83,98 @@ class Dispatcher(Generic[W]):
 
     def room(self) -> int:
         """How many children have nothing to do, beyond those for whom something is ready."""
-        return sum(1 for slot in self.slots if slot.open and not slot.outstanding) - len(self.ready)
+        return len(self.slots.idle) - len(self.ready)
 
     def wanted(self, mix_s: float, now_s: float) -> int:
         """How many messages to claim now."""
-        short = self.room()
+        slots, ready = self.slots, len(self.ready)
+        needed = max(0, len(slots.idle) + len(slots.soon(now_s)) - ready)
         if mix_s >= AHEAD_S:
-            return max(0, short + sum(1 for slot in self.slots if slot.open and slot.ends_soon(now_s)))
-        depth = min(MAX_DEPTH, int(AHEAD_S / mix_s))
-        target = held = 0
-        for slot in self.slots:
-            if slot.open and not slot.lags(now_s):
-                target += 2 * depth
-                held += slot.outstanding
-        missing = target - held - len(self.ready)
+            return needed
+        slots.sift(now_s)
+        target = min(MOST_READY, min(MAX_DEPTH, int(AHEAD_S / mix_s)) * (len(slots.idle) + slots.awake))
+        missing = target - ready
         # A few missing ones are worth a round trip only if somebody has nothing to do.
-        return missing if missing > 0 and (short > 0 or missing * 4 >= target) else 0
+        return max(missing, needed) if needed or 0 < target <= 2 * missing else 0
 
     def ahead_in_s(self, now_s: float) -> float | None:
-        """After how many seconds it is time to claim for the child that is done next, if all have something to do."""
-        ends_s = [
-            slot.head_since_s + slot.load_s
-            for slot in self.slots
-            if slot.open and slot.outstanding == 1 and AHEAD_S < slot.load_s <= WORTH_A_CLAIM_S
-        ]
-        left_s = [end_s - now_s - AHEAD_S for end_s in ends_s if end_s - now_s > AHEAD_S]
-        return min(left_s) if left_s else None
+        """After how many seconds it is time to claim, or to hand out, for the child that is done next."""
+        at_s = self.slots.next_s(now_s)
+        return None if at_s is None else max(0.0, at_s - now_s)
+
+    def hoarding(self) -> list[Slot]:
+        """Children whose spares others could begin with."""
+        slots = self.slots
+        return list(islice(reversed(slots.spared), max(0, self.room()))) if slots.spared else []
 
     def assign(self, now_s: float) -> list[tuple[Slot, list[W]]]:
-        """Hand out what is ready: to those who have nothing first, evenly, in order."""
-        if not self.ready:
-            return []
-        open_slots = [slot for slot in self.slots if slot.open]
-        if not open_slots:
-            return []
-        share = -(-len(self.ready) // len(open_slots))
-        given = []
-        for slot in sorted(open_slots, key=_outstanding):
-            if some := self._taken(slot, share, now_s):
-                given.append((slot, some))
+        """Hand out what is ready, in order: to those who have nothing first, evenly; but what is short to few."""
+        ready, slots = self.ready, self.slots
+        given: list[tuple[Slot, list[W]]] = []
+        if not ready:
+            return given
+        short = ready[0].expected_s <= WORTH_A_WAKE_S
+        few = FEW - slots.awake if short else len(slots.idle)
+        if few > 0 and slots.idle:
+            self._wake(few, given, now_s)
+        if ready and ready[0].expected_s < AHEAD_S:
+            self._top_up(given, now_s)
+        while ready and slots.idle:
+            self._wake(FEW, given, now_s)
+        if ready:
+            self._give_spares(given, now_s)
+        return given
+
+    def _wake(self, most: int, given: list[tuple[Slot, list[W]]], now_s: float) -> None:
+        """Those that have nothing: who had something last comes first, since its memory is in the cache."""
+        idle = self.slots.idle
+        share = self._share(min(most, len(idle)))
+        while self.ready and idle and most > 0:
+            slot = next(reversed(idle))
+            given.append((slot, self._taken(slot, share, now_s)))
+            most -= 1
+
+    def _top_up(self, given: list[tuple[Slot, list[W]]], now_s: float) -> None:
+        """Those that have little: few large batches wake a child less than many small ones."""
+        slots, fresh = self.slots, {slot for slot, _ in given}
+        slots.sift(now_s)
+        light = sorted((slot for slot in slots.light if slot not in fresh), key=_outstanding)
+        share = self._share(len(light))
+        for slot in light:
             if not self.ready:
                 break
-        return given
+            if some := self._taken(slot, share, now_s):
+                given.append((slot, some))
+
+    def _give_spares(self, given: list[tuple[Slot, list[W]]], now_s: float) -> None:
+        """Those that will be done in a moment: one each."""
+        fresh = {slot for slot, _ in given}
+        for slot in self.slots.soon(now_s):
+            if not self.ready:
+                break
+            if slot not in fresh:
+                work = self.ready.popleft()
+                slot.handed_spare(work.expected_s, now_s)
+                given.append((slot, [work]))
+
+    def _share(self, among: int) -> int:
+        return -(-len(self.ready) // among) if among else 0
 
     def _taken(self, slot: Slot, share: int, now_s: float) -> list[W]:
         """What this child gets of what is ready: its share, if it has nothing else; more as long as all is short."""
         ready = self.ready
         some: list[W] = []
-        most = min(slot.left, MAX_DEPTH - slot.outstanding)
-        # One that has half of what it may have needs nothing yet: few large batches wake it less than many small ones.
-        if slot.outstanding and (slot.outstanding > MAX_DEPTH // 2 or slot.load_s > AHEAD_S / 2 or slot.lags(now_s)):
-            return some
+        held, load_s, given_s = slot.outstanding, slot.load_s, 0.0
+        most = min(slot.left, MAX_DEPTH - held)
         while ready and len(some) < most:
             expected_s = ready[0].expected_s
-            if slot.outstanding and slot.load_s + expected_s > (AHEAD_S if len(some) < share else WORTH_A_WAKE_S):
+            most_s = AHEAD_S if len(some) < share else WORTH_A_WAKE_S
+            if (held or some) and load_s + given_s + expected_s > most_s:
                 break
-            slot.handed(expected_s, now_s)
+            given_s += expected_s
             some.append(ready.popleft())
+        if some:
+            slot.handed(given_s, now_s, len(some))
         return some
 
     def stale(self, now_s: float) -> list[W]:
@@ -194,7 +187,7 @@ class Dispatcher(Generic[W]):
 
     def waits(self) -> bool:
         """Whether anything is waiting, here or behind another in a child."""
-        return bool(self.ready) or any(slot.outstanding > 1 for slot in self.slots)
+        return bool(self.ready or self.slots.deep)
 
 
 _serial, _outstanding = attrgetter("serial"), attrgetter("outstanding")  # a call less for each child, or message

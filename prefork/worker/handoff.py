@@ -11,12 +11,17 @@ it is exact, after a child's death, what was running (token gone, no answer) and
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import select
 import struct
+import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from prefork.message import Header, Message
 
@@ -33,6 +38,8 @@ READY, DONE, DONE_WITH_FOLLOW_UPS, FAILED, PROGRESS, BOOT_FAILED = range(6)  # k
 
 LARGEST_ANSWER = 64 << 20
 READ_BYTES = 1 << 16  # malloc maps and unmaps what is larger, each time, which takes longer than the read
+WIDE_BYTES = 1 << 18  # of a pipe that large frames pass, if the system can; users have 64 MiB for theirs in all
+MOST_PIECES = 64  # in one write
 LONGEST_S = 1e10  # infinity, and what is no number, would stay in all means for ever
 
 
@@ -64,7 +71,7 @@ class Order:
     ready_since_s: float = 0.0
     cancelled: bool = False  # its task was told to stop
 
-    def frame(self, number: int) -> tuple[bytes, bytes]:
+    def frame(self, number: int) -> tuple[bytes, bytes | memoryview]:
         """Head and body, to be written one after the other."""
         m, terms = self.message, self.terms
         head = FRAME.pack(
@@ -103,7 +110,8 @@ class MasterEnd:
         for fd in (self.task_w, self.token_w, self.token_r, self.answer_r):
             os.set_blocking(fd, False)
         self.unanswered: dict[int, Order] = {}
-        self.backlog = bytearray()
+        self.backlog = deque[bytes | memoryview]()  # what did not fit into the pipe yet
+        self._wide = False
         self._number = 0
         self._answers = bytearray()
         self._garbage = ""
@@ -125,19 +133,20 @@ class MasterEnd:
 
     def hand(self, orders: list[Order]) -> bool:
         """Give orders to the child, in this order. -> whether all was written; if not, call `write_on` on room."""
-        frames: list[bytes] = []
-        unanswered, first = self.unanswered, self._number + 1
+        frames: list[bytes | memoryview] = []
+        unanswered, first, large = self.unanswered, self._number + 1, False
         for number, order in enumerate(orders, first):
             unanswered[number] = order
-            frames += order.frame(number)
+            frame = order.frame(number)
+            frames += frame
+            large = large or len(frame[1]) >= READ_BYTES
         self._number += len(orders)
-        data = b"".join(frames)
-        if self.backlog:
-            self.backlog += data
-        else:
-            written = self._write(data)
-            if written < len(data):
-                self.backlog += memoryview(data)[written:]
+        waits = bool(self.backlog)
+        if large:
+            self._widen()
+        self.backlog += frames if large else (b"".join(frames),)  # to join large ones would copy them once more
+        if not waits:
+            self.write_on()
         self._write_tokens(first, len(orders))
         return not self.backlog
 
@@ -150,16 +159,29 @@ class MasterEnd:
 
     def write_on(self) -> bool:
         """Write what did not fit before. -> whether all is written"""
-        del self.backlog[: self._write(self.backlog)]
-        return not self.backlog
-
-    def _write(self, data: bytes | bytearray) -> int:
+        backlog = self.backlog
         try:
-            return os.write(self.task_w, data)
+            while backlog:
+                if len(backlog) == 1:
+                    written = os.write(self.task_w, backlog[0])
+                else:
+                    written = os.writev(self.task_w, list(islice(backlog, MOST_PIECES)))
+                while backlog and written >= len(backlog[0]):
+                    written -= len(backlog.popleft())
+                if written:
+                    backlog[0] = memoryview(backlog[0])[written:]
         except BlockingIOError:
-            return 0
+            return False
         except BrokenPipeError:
-            return len(data)
+            backlog.clear()
+        return True
+
+    def _widen(self) -> None:
+        """Let what is large pass in fewer turns; not for each pipe, since the system has only so much for them."""
+        if not self._wide and sys.platform == "linux":
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(self.task_w, fcntl.F_SETPIPE_SZ, WIDE_BYTES)
+        self._wide = True
 
     def take_back(self, most: int = 1 << 13) -> list[Order]:
         """Take back what the child has not started: up to `most` orders, the oldest of them first."""
@@ -250,7 +272,7 @@ class Given:
     soft_timeout_s: float
     enqueued_ms: int
     id: str
-    body: bytes
+    body: bytes | bytearray
 
 
 class ChildEnd:
@@ -281,15 +303,36 @@ class ChildEnd:
             number, size, task, queue, flags, attempt, retried, retries, timeout_s, soft_s, enqueued_ms, id = (
                 FRAME.unpack_from(self._buffer, self._at)
             )
-            if len(self._buffer) - self._at < head + size and not self._fill(head + size):
-                return None
-            start = self._at + head
-            self._at = start + size
+            self._at += head
+            body: bytes | bytearray | None
+            if size >= READ_BYTES:
+                body = self._large_body(size)
+                if body is None:
+                    return None
+            else:
+                if len(self._buffer) - self._at < size and not self._fill(size):
+                    return None
+                body = self._buffer[self._at : self._at + size]
+                self._at += size
             if number == wanted:
                 return Given(
                     number, task, queue, flags, attempt, retried, retries, timeout_s, soft_s, enqueued_ms,
-                    id.rstrip(b"\0").decode("utf-8", "replace"), self._buffer[start : self._at],
+                    id.rstrip(b"\0").decode("utf-8", "replace"), body,
                 )  # fmt: skip
+
+    def _large_body(self, size: int) -> bytearray | None:
+        """Read on to the end of a body, to where it stays; None when the master is gone."""
+        body = bytearray(size)
+        view = memoryview(body)
+        have = min(size, len(self._buffer) - self._at)
+        view[:have] = self._buffer[self._at : self._at + have]
+        self._at += have
+        while have < size:
+            read = os.readv(self._task_r, [view[have:]])
+            if not read:
+                return None
+            have += read
+        return body
 
     def _fill(self, size: int) -> bool:
         missing = size - (len(self._buffer) - self._at)

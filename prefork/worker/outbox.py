@@ -22,8 +22,8 @@ from prefork.broker.durability import Durability
 from prefork.broker.keys import Keys, queues_key
 from prefork.worker.outage import Outage
 
-BATCH = 1000
-BATCH_BYTES = 4 << 20
+BATCH = 1000  # ids without a record in one script, and …
+MOST_RECORDS, MOST_BYTES = 200, 3 << 18  # … records: the server does nothing else meanwhile
 REFUSED_PAUSE_S = 0.5
 MOST_REFUSED = 1000  # outcomes kept of messages that were claimed although the broker refuses outcomes
 Record = tuple[verbs.Argument, ...]
@@ -97,7 +97,7 @@ class Outboxes:
             words += record
             taken += 1
             size += sum(len(word) for word in record if isinstance(word, bytes))
-            if size > BATCH_BYTES or taken >= BATCH:
+            if size > MOST_BYTES or taken >= MOST_RECORDS:
                 break
         outbox.sent_records, outbox.records = outbox.records[:taken], outbox.records[taken:]
         outbox.in_flight = True

@@ -14,12 +14,12 @@ from typing import Protocol
 
 from prefork.worker import process
 from prefork.worker.crashes import CrashLoop
-from prefork.worker.dispatch import Slot
 from prefork.worker.evidence import OutOfMemory, without_stack
 from prefork.worker.handoff import BOOT_FAILED, READY, Answer, ChildEnd, MasterEnd, Order
 from prefork.worker.loop import Loop
 from prefork.worker.process import Death, Process, State
 from prefork.worker.slate import STACK_SIGNAL, STOP_SIGNAL, Slate
+from prefork.worker.slots import Slot, Slots
 
 log = logging.getLogger("prefork")
 STARTS = (READY, BOOT_FAILED)
@@ -56,6 +56,7 @@ class Pool:
         self._loop, self._live = loop, live
         self.size, self._tasks_per_child = size, tasks_per_child
         self.children: list[Process] = []
+        self.slots = Slots()
         self.by_slot: dict[Slot, Process] = {}
         self.strangers: dict[int, Callable[[int], None]] = {}  # other processes of ours: pid -> who wants its status
         self.other_descriptors: Callable[[], Iterable[int]] = tuple
@@ -120,7 +121,7 @@ class Pool:
             os._exit(1)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         end.forked()
-        child = Process(number, pid, end, slate, Slot(left=self._tasks_per_child or UNLIMITED))
+        child = Process(number, pid, end, slate, Slot(self.slots, left=self._tasks_per_child or UNLIMITED))
         self.children.append(child)
         self.by_slot[child.slot] = child
 
@@ -293,6 +294,7 @@ class Pool:
         stack = child.stack or child.slate.stack()  # faulthandler writes there as it crashes
         child.slate.close()
         self.children.remove(child)
+        child.slot.leave()
         del self.by_slot[child.slot]
         wanted = child.state is State.FINISHING and not running and not child.killed_for
         asked = os.WIFSIGNALED(status) and os.WTERMSIG(status) in ASKING

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 import orjson
 import psutil
 
-from prefork.worker.dispatch import Slot
 from prefork.worker.handoff import MasterEnd, Order
 from prefork.worker.slate import Slate
+from prefork.worker.slots import Slot
 
 Ended = tuple[int, int, resource.struct_rusage]
 

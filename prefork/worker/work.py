@@ -35,11 +35,13 @@ from prefork.worker.process import Death, Process
 from prefork.worker.process import State as ChildState
 from prefork.worker.settlement import Settlement
 from prefork.worker.shutdown import BECAUSE, Shutdown
+from prefork.worker.slots import Slot
 
 log = logging.getLogger("prefork")
 TITLE_AFTER_S = 0.05
 MOST_TERMS = 1000  # headers with options of their own may be as many as messages
 FENCED = "the lease is lost"
+PASSAGE_S = 1e-9  # that a byte of the arguments takes to a child, while the child does nothing else
 
 
 class Work:
@@ -61,7 +63,7 @@ class Work:
         self._signer = app.signer
         self._loop, self._ahead_armed = loop, False
         self.times = RunTimes()
-        self.dispatcher: Dispatcher[Order] = Dispatcher(pool.by_slot)
+        self.dispatcher: Dispatcher[Order] = Dispatcher(pool.slots)
         self.deadlines = Deadlines(loop, pool)
         self.cancels = Cancels(loop, pool, self.dispatcher, settlement)
         self.lag = LagWatch(loop, self._look_for_lag)
@@ -148,6 +150,8 @@ class Work:
     def hand_out(self, now_s: float) -> None:
         """Give what is ready to the children that have room."""
         dispatcher = self.dispatcher
+        for slot in dispatcher.hoarding():
+            self._take_back(slot, now_s)
         if dispatcher.ready:
             for slot, orders in dispatcher.assign(now_s):
                 self._pool.hand(self._pool.by_slot[slot], orders)
@@ -157,23 +161,26 @@ class Work:
                         self.deadlines.watch(order.terms.timeout_s)
         if not self.lag.armed and dispatcher.waits():
             self.lag.arm()
-        in_s = None if self._ahead_armed or self.claims.all_drained else dispatcher.ahead_in_s(now_s)
+        nothing_comes = not dispatcher.ready and self.claims.all_drained
+        in_s = None if self._ahead_armed or nothing_comes else dispatcher.ahead_in_s(now_s)
         if in_s is not None:
             self._ahead_armed = True
             self._loop.call_later(in_s, self._look_ahead)
 
     def _look_ahead(self) -> None:
-        """A child will be done in a moment; the claim follows at the end of this turn."""
+        """A child will be done in a moment: it gets a spare, or a claim is made, at the end of this turn."""
         self._ahead_armed = False
 
     def _look_for_lag(self) -> None:
         """Nothing waits behind a task that takes longer than expected: others here get it, or other workers."""
         now_s = time.monotonic()
-        for child in self._pool.children:
-            if child.slot.outstanding > 1 and child.slot.lags(now_s):
-                self.dispatcher.add(self._pool.take_back(child), now_s)
+        for slot in self._pool.slots.lagging(now_s):
+            self._take_back(slot, now_s)
         if not self.claims.in_flight:  # what is on its way was claimed later, and must not overtake
             self._settlement.put_back(self.dispatcher.stale(now_s))
+
+    def _take_back(self, slot: Slot, now_s: float) -> None:
+        self.dispatcher.add(self._pool.take_back(self._pool.by_slot[slot]), now_s)
 
     def resize(self, size: int) -> None:
         """Have so many children from now on."""
@@ -195,7 +202,7 @@ class Work:
                 continue
             name = order.message.header.task
             child.slot.answered(order.expected_s, now_s)
-            times.observe(name, answer.ran_s)
+            times.observe(name, answer.ran_s + len(order.message.body) * PASSAGE_S)
             if child.killed_for == FENCED:
                 continue
             try:

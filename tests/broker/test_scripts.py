@@ -13,7 +13,7 @@ import redis
 
 from prefork.broker import verbs
 from prefork.broker.keys import CLAIMED_PER_MS
-from prefork.message import State
+from prefork.message import State, decode
 from tests.broker.bench import DAY_MS, PAYLOAD, Bench
 from tests.conftest import until
 
@@ -55,6 +55,27 @@ def listening(bench: Bench) -> Iterator[list[tuple[str, bytes]]]:
 
 
 # -- enqueue ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("early_ms", [0, 20, -1000, 60, DAY_MS])
+@pytest.mark.parametrize("priority", [0, -7, 100])
+def test_the_time_that_a_producer_gives_a_large_message_is_taken_or_put_right(
+    bench: Bench, early_ms: int, priority: int
+) -> None:
+    seconds, us = bench.client.time()
+    given = seconds * 1000 + us // 1000 - early_ms
+    entry = verbs.Entry("q", "a", priority, "", LARGE)
+    now, accepted = bench.run(verbs.enqueue(bench.keys, [entry], now_ms=given))
+    stored = bench.client.hget(bench.keys.messages, "a")
+    assert accepted == 1
+    assert stored in (b"1 %d %d %b" % (at, priority, LARGE) for at in (now, given))
+    assert now - 50 <= decode(b"a", "q", stored).enqueued_ms <= now
+    assert bench.run(verbs.enqueue(bench.keys, [entry], again=True))[1] == 0
+
+
+def test_a_small_message_gets_its_time_from_the_server_alone(bench: Bench) -> None:
+    now, _ = bench.run(verbs.enqueue(bench.keys, [verbs.Entry("q", "a", 5, "", PAYLOAD)], now_ms=1))
+    assert bench.client.hget(bench.keys.messages, "a") == b"1 %d 5 %b" % (now, PAYLOAD)
 
 
 def test_messages_are_handed_out_first_in_first_out(bench: Bench) -> None:
@@ -204,18 +225,68 @@ def test_due_messages_are_promoted_behind_what_waits_and_by_their_priority(bench
     assert bench.scheduled == {"not-yet": claimed.next_due}
 
 
-def test_at_most_500_are_promoted_at_a_time(bench: Bench) -> None:
+def test_at_most_256_are_promoted_at_a_time(bench: Bench) -> None:
     bench.lease("w")
-    some = ids(1_100)
+    some = ids(600)
     bench.put(*some, at=SOON)
     bench.make_due(*some)
     claimed = bench.claim("w", 0)
-    assert (claimed.ids, claimed.left) == ([], 500)
-    assert bench.pending == some[:500]
+    assert (claimed.ids, claimed.left) == ([], 256)
+    assert bench.pending == some[:256]
     assert 0 < claimed.next_due < claimed.now, "the master comes at once for the rest"
-    assert bench.claim("w", 0).left == 1_000
+    assert bench.claim("w", 0).left == 512
     assert bench.claim("w", 0).next_due == -1
     assert bench.pending == some
+
+
+LARGE = PAYLOAD + b" " * 300_000
+
+
+@pytest.mark.parametrize("priority", [7, 0, -7])
+def test_a_claim_holds_no_more_than_some_hundred_kilobytes_and_the_message_that_exceeds_them(
+    bench: Bench, priority: int
+) -> None:
+    bench.lease("w")
+    some = ids(10)
+    bench.put(*some, priority=priority, payload=LARGE)
+    for start in (0, 3, 6):
+        claimed = bench.claim("w", 10)
+        assert claimed.ids == some[start : start + 3]
+        assert claimed.left == 7 - start
+        assert bench.awake
+    assert bench.claim("w", 10).ids == some[9:]
+    assert not bench.awake
+
+
+def test_what_is_small_before_what_is_large_does_not_make_a_claim_of_hundreds_of_megabytes(bench: Bench) -> None:
+    bench.lease("w")
+    bench.put(*ids(40))
+    bench.put(*ids(90, "n"), payload=LARGE)
+    claimed = bench.claim("w", 130)
+    assert len(claimed.ids) <= 40 + 64
+    assert claimed.ids == [*ids(40), *ids(90, "n")][: len(claimed.ids)]
+
+
+def test_no_more_than_some_hundred_kilobytes_are_read_to_promote(bench: Bench) -> None:
+    bench.lease("w")
+    some = ids(10)
+    bench.put(*some, at=SOON, payload=LARGE)
+    bench.make_due(*some)
+    claimed = bench.claim("w", 0)
+    assert bench.pending == some[:3]
+    assert 0 < claimed.next_due < claimed.now, "the master comes at once for the rest"
+
+
+def test_a_claim_passes_over_some_hundreds_of_cancelled_messages_and_the_next_one_goes_on(bench: Bench) -> None:
+    bench.lease("w")
+    some = ids(700)
+    bench.put(*some)
+    bench.client.hdel(bench.keys.messages, *some[:-1])
+    claimed = bench.claim("w", 1)
+    assert not claimed.ids
+    assert claimed.left > 0
+    assert bench.awake
+    assert bench.claim("w", 1).ids == some[-1:]
 
 
 def test_a_short_delay_passes(bench: Bench) -> None:

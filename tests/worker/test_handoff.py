@@ -237,6 +237,29 @@ def test_frames_of_all_sizes_go_through_a_pipe_that_takes_little_at_a_time(sizes
         assert not master.backlog
 
 
+def test_large_and_small_orders_are_handed_together_and_taken_back_one_by_one() -> None:
+    with both_ends() as (master, child):
+        orders = [order(size * b"x") for size in (10, 300_000, 0, 70_000, 200_000, 20)]
+        master.hand(orders)
+        assert master.take_back(2) == orders[:2]
+        for one in orders[2:]:
+            given = next_while_writing(master, child)
+            assert given
+            assert (given.id, given.body) == (one.message.id, one.message.body)
+        assert not master.backlog
+
+
+def test_a_large_order_goes_through_a_pipe_that_the_system_does_not_make_larger(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(handoff, "WIDE_BYTES", (1 << 31) + 1)  # more than Linux makes of any pipe
+    with both_ends() as (master, child):
+        master.hand([order(b"x" * 300_000)])
+        given = next_while_writing(master, child)
+        assert given
+        assert len(given.body) == 300_000
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from([READY, DONE, FAILED, PROGRESS]), st.binary(max_size=60)), max_size=8),

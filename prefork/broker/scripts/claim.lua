@@ -14,20 +14,35 @@ redis.call('ZREM', KEYS[10], ARGV[1])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
-local due = redis.call('ZRANGEBYSCORE', KEYS[7], '-inf', now, 'LIMIT', 0, 500)
-if #due > 0 then
+-- What a script reads is copied, and nobody else is served meanwhile: so not more than that in one claim, but at least
+-- one message. How many fit is guessed from the mean of those before; what doesn't fit stays where it is.
+local MOST_BYTES, MOST_DUE, SLICE = 786432, 256, 64
+local function fitting(count, bytes)
+  if count == 0 then return 1 end
+  return math.max(1, math.min(SLICE, 16 + 4 * count, math.floor((MOST_BYTES - bytes) * count / (bytes + 1))))
+end
+
+local promoted, read = 0, 0
+while promoted < MOST_DUE and read < MOST_BYTES do
+  local some = math.min(MOST_DUE - promoted, fitting(promoted, read))
+  local due = redis.call('ZRANGEBYSCORE', KEYS[7], '-inf', now, 'LIMIT', 0, some)
+  if #due == 0 then break end
   redis.call('ZREM', KEYS[7], unpack(due))
+  local ready = {}
   local messages = redis.call('HMGET', KEYS[3], unpack(due))
-  for i, id in ipairs(due) do
+  for i = 1, #due do
     if messages[i] then
+      read = read + #messages[i]
       local priority = tonumber(string.match(messages[i], '^%d+ %d+ (%-?%d+) ')) or 0
       if priority == 0 then
-        redis.call('RPUSH', KEYS[5], id)
+        ready[#ready + 1] = due[i]
       else
-        redis.call('ZADD', KEYS[6], -priority, id)
+        redis.call('ZADD', KEYS[6], -priority, due[i])
       end
     end
   end
+  if #ready > 0 then redis.call('RPUSH', KEYS[5], unpack(ready)) end
+  promoted = promoted + #due
 end
 local next_due = redis.call('ZRANGE', KEYS[7], 0, 0, 'WITHSCORES')[2]
 next_due = next_due and tonumber(next_due) or -1
@@ -36,6 +51,13 @@ if redis.call('EXISTS', KEYS[9]) == 1 then return {now, next_due, 0, {}, {}, {}}
 
 local n = tonumber(ARGV[2])
 local ids, messages = {}, {}
+local looked, bytes = 0, 0
+
+local function wanted()
+  -- Those that were cancelled count too: there may be a hundred thousand of them.
+  if #ids >= n or bytes >= MOST_BYTES or looked >= n + 500 then return 0 end
+  return math.min(n - #ids, fitting(looked, bytes))
+end
 
 local function keep(taken)
   if #taken == 0 then return false end
@@ -49,27 +71,29 @@ local function keep(taken)
       k = k + 1
       ids[k] = taken[i]
       messages[k] = message
+      bytes = bytes + #message
     end
   end
-  return #ids < n
+  looked = looked + #taken
+  return wanted() > 0
 end
 
 local function take_ranked(from, to)
-  local wanted
+  local more
   repeat
-    local taken = redis.call('ZRANGEBYSCORE', KEYS[6], from, to, 'LIMIT', 0, n - #ids)
+    local taken = redis.call('ZRANGEBYSCORE', KEYS[6], from, to, 'LIMIT', 0, wanted())
     if #taken > 0 then redis.call('ZREM', KEYS[6], unpack(taken)) end
-    wanted = keep(taken)
-  until not wanted
+    more = keep(taken)
+  until not more
 end
 
 if n > 0 then
   local ranked = redis.call('EXISTS', KEYS[6]) == 1
   if ranked then take_ranked('-inf', '(0') end
-  while #ids < n do
-    if not keep(redis.call('LPOP', KEYS[5], n - #ids) or {}) then break end
+  while wanted() > 0 do
+    if not keep(redis.call('LPOP', KEYS[5], wanted()) or {}) then break end
   end
-  if ranked and #ids < n then take_ranked('(0', '+inf') end
+  if ranked and wanted() > 0 then take_ranked('(0', '+inf') end
 end
 
 local states = {}
