@@ -43,7 +43,8 @@ def new_id() -> str:
     (method 3).
     """
     unix_ms, rest_ns = divmod(time.time_ns(), 1_000_000)
-    return _uuid7(unix_ms, rest_ns * 4096 // 1_000_000, os.urandom(8))
+    random = os.urandom(8).hex()
+    return f"{unix_ms:012x}7{rest_ns * 4096 // 1_000_000:03x}{VARIANT[random[0]]}{random[1:]}"
 
 
 def new_ids(n: int) -> Iterator[str]:

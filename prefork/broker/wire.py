@@ -73,7 +73,7 @@ class Connection:
 
     def send(self, *commands: Words) -> None:
         """Send commands in one write. Raises OSError; hiredis.ReplyError if the server has said why it closed."""
-        packed = b"".join(hiredis.pack_command(words) for words in commands)  # type: ignore[arg-type]  # of any length
+        packed = b"".join(map(hiredis.pack_command, commands))  # type: ignore[arg-type]  # of any length
         try:
             self._socket.sendall(packed)
         except TimeoutError:

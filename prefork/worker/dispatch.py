@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import deque
 from itertools import islice
 from math import inf
+from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
 
 from prefork.worker.slots import AHEAD_S, MAX_DEPTH, Slot, Slots
@@ -161,7 +162,8 @@ class Dispatcher(Generic[W]):
 
     def _taken(self, slot: Slot, share: int, now_s: float) -> list[W]:
         """What this child gets of what is ready: its share, if it has nothing else; more as long as all is short."""
-        ready, some = self.ready, list[W]()
+        ready = self.ready
+        some: list[W] = []
         held, load_s, given_s = slot.outstanding, slot.load_s, 0.0
         most = min(slot.left, MAX_DEPTH - held)
         while ready and len(some) < most:
@@ -188,9 +190,4 @@ class Dispatcher(Generic[W]):
         return bool(self.ready or self.slots.deep)
 
 
-def _serial(work: Expected) -> int:
-    return work.serial
-
-
-def _outstanding(slot: Slot) -> int:
-    return slot.outstanding
+_serial, _outstanding = attrgetter("serial"), attrgetter("outstanding")  # a call less for each child, or message

@@ -147,9 +147,15 @@ class MasterEnd:
         self.backlog += frames if large else (b"".join(frames),)  # to join large ones would copy them once more
         if not waits:
             self.write_on()
-        with contextlib.suppress(BrokenPipeError):  # the child has died; its end is seen when it is reaped
-            os.write(self.token_w, struct.pack(f"<{len(orders)}Q", *range(first, first + len(orders))))
+        self._write_tokens(first, len(orders))
         return not self.backlog
+
+    def _write_tokens(self, first: int, count: int) -> None:
+        tokens = TOKEN.pack(first) if count == 1 else struct.pack(f"<{count}Q", *range(first, first + count))
+        try:  # noqa: SIM105  # `suppress` takes three calls, for which a child would wait
+            os.write(self.token_w, tokens)
+        except BrokenPipeError:
+            pass  # the child has died; its end is seen when it is reaped
 
     def write_on(self) -> bool:
         """Write what did not fit before. -> whether all is written"""

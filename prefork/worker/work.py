@@ -88,7 +88,7 @@ class Work:
     ) -> None:
         """A claim has brought messages; `serial`: of the first."""
         orders = []
-        now_ms, signer, terms_of = self._clock.now_ms(), self._signer, self._terms[queue]
+        signer, terms_of = self._signer, self._terms[queue]
         for at, (raw_id, raw, state) in enumerate(zip(ids, messages, states, strict=True), serial):
             try:
                 if signer is not None:
@@ -97,7 +97,7 @@ class Work:
                 terms = terms_of.get(id(message.header)) or self._learn(message)
                 if terms is None:
                     self._settlement.unknown(message)
-                elif terms.expires and self._has_expired(message, now_ms):
+                elif terms.expires and self._has_expired(message, self._clock.now_ms()):
                     self._settlement.expired(message)
                 else:
                     orders.append(self._order(message, terms, at))

@@ -196,6 +196,13 @@ def test_a_child_whose_master_is_gone_ends() -> None:
             child.answer(1, DONE)
 
 
+def test_a_child_that_has_a_token_and_waits_for_its_frame_ends_with_its_master() -> None:
+    with both_ends() as (master, child):
+        os.write(master.token_w, TOKEN.pack(1))
+        master.close()
+        assert child.next() is None
+
+
 def test_a_master_whose_child_is_gone_hears_it_and_keeps_what_it_held() -> None:
     with both_ends() as (master, child):
         one, two = order(), order()
