@@ -134,8 +134,8 @@ def test_what_was_claimed_just_before_the_fence_is_run_by_its_new_holder_alone(
     project: Project, network: Network
 ) -> None:
     """Of its two queues one was taken over: what the reply to a claim from the other one brings is no longer its."""
+    results = [project.tasks.gated.enqueue(n) for n in range(3)]  # before it is up: no wake-up is on its way
     worker = project.worker(f"lease = 1\nconcurrency = 1\nqueues = default, other\n{behind(network)}")
-    results = [project.tasks.gated.enqueue(n) for n in range(3)]
     until(lambda: project.lines("gated"))
     client = project.server.client
     (name,) = client.zrange(key("leases"), 0, -1)

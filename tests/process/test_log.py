@@ -129,4 +129,5 @@ def test_what_goes_wrong_is_said_once(project: Project) -> None:
         project.tasks.silent.enqueue().wait(timeout=20)
     assert worker.stop() == 0
     assert "silent" not in worker.log
-    assert not [line for line in worker.log.splitlines() if " ERROR " in line or " WARNING " in line]
+    lines = [line for line in worker.log.splitlines() if "run as root" not in line]
+    assert not [line for line in lines if " ERROR " in line or " WARNING " in line]

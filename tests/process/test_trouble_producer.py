@@ -108,9 +108,10 @@ def test_trouble_that_is_longer_is_an_error_that_says_what_may_be(scene: Scene, 
     with pytest.raises(BrokerError) as caught:
         producer.task.enqueue(1)
     assert clock.s < 1.0 + SLACK_S
-    # A request that went into the silence may be carried out when it ends.
-    open_end = name in ("half_open", "stall", "partition", "SIGKILL")
-    assert isinstance(caught.value, EnqueueUncertain) is open_end, caught.value
+    # A request that went into the silence may be carried out when it ends. Whether one went to a server that was killed
+    # depends on when its connections ended.
+    open_end = isinstance(caught.value, EnqueueUncertain)
+    assert name == "SIGKILL" or open_end is (name in ("half_open", "stall", "partition")), caught.value
     assert ("may have been accepted" in str(caught.value)) is open_end
     fault.end(scene)
     until(lambda: messages(scene.server) >= 1)
