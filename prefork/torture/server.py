@@ -15,6 +15,7 @@ from prefork.errors import BrokerError
 from prefork.worker.child import LIBC, PR_SET_PDEATHSIG
 
 START_LIMIT_S = 30.0
+END_LIMIT_S = 10.0
 ASK_LIMIT_S = 1.0
 SNAPSHOT = "dump.rdb"  # a folder of that name lets each snapshot fail
 OPTIONS = ("--port", "0", "--save", "", "--appendonly", "yes", "--appendfsync", "always", "--dbfilename", SNAPSHOT)
@@ -98,7 +99,12 @@ class Server:
     def end(self, number: int) -> None:
         """End it by a signal, and wait for that."""
         self.signal(number)
-        if self._process:
+        if not self._process:
+            return
+        try:
+            self._process.wait(END_LIMIT_S)
+        except subprocess.TimeoutExpired:  # one whose disk fails refuses to end, and is killed as by its supervisor
+            self._process.kill()
             self._process.wait(START_LIMIT_S)
 
     def close(self) -> None:
