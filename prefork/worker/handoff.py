@@ -279,23 +279,26 @@ class ChildEnd:
     """The child's ends of its pipes."""
 
     def __init__(self, task_r: int, token_r: int, answer_w: int) -> None:
-        self._task_r, self._token_r, self._answer_w = task_r, token_r, answer_w
+        self._task_r, self.token_r, self.answer_w = task_r, token_r, answer_w
         self._poll = select.poll()
         self._poll.register(token_r, select.POLLIN)
         self._buffer, self._at = b"", 0
-        self._writing = threading.Lock()  # a thread that a task has left behind may still report its progress
+        self.writing = threading.Lock()  # a thread that a task has left behind may still report its progress
 
-    def next(self) -> Given | None:
-        """Wait for the next message that may be started, and start it; None when the master has no more, or is gone."""
-        while True:
+    def next(self, wanted: int = 0) -> Given | None:
+        """Wait for the next message that may be started, and start it; None when the master has no more, or is gone.
+
+        `wanted`: the message whose token was read already; 0: none.
+        """
+        while not wanted:
             try:
-                token = os.read(self._token_r, TOKEN.size)  # exactly one: what is read can't be taken back
-                break
+                token = os.read(self.token_r, TOKEN.size)  # exactly one: what is read can't be taken back
             except BlockingIOError:
                 self._poll.poll()
-        if not token:
-            return None
-        (wanted,) = TOKEN.unpack(token)
+                continue
+            if not token:
+                return None
+            (wanted,) = TOKEN.unpack(token)
         head = FRAME.size
         while True:  # pass over the frames whose tokens the master has taken back
             if len(self._buffer) - self._at < head and not self._fill(head):
@@ -351,7 +354,7 @@ class ChildEnd:
     ) -> None:
         """Say what became of a message. Raises OSError when the master can't be told."""
         data = ANSWER.pack(number, kind, len(payload), ran_s, cpu_s, peak_kib) + payload
-        with self._writing:
-            written = os.write(self._answer_w, data)
+        with self.writing:
+            written = os.write(self.answer_w, data)
             while written < len(data):
-                written += os.write(self._answer_w, memoryview(data)[written:])
+                written += os.write(self.answer_w, memoryview(data)[written:])
