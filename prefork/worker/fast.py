@@ -1,4 +1,4 @@
-"""The compiled part: `_fast.c`, where it is built and wanted.
+"""The compiled part of the hand-off: `_fast*.c`, where it is built and wanted.
 
 It is built with the package where there is a compiler, and does the usual message's way; whatever is not usual is done
 by the Python beside it, which does all where it is missing. `PREFORK_COMPILED=1` takes it, `PREFORK_PURE=1` never.

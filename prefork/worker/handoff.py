@@ -19,11 +19,12 @@ import struct
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 
 from prefork.message import Header, Message
+from prefork.worker import fast
 
 TOKEN = struct.Struct("<Q")
 # number, length of the body; indices of task and queue, flags, attempt, retried, max_retries; timeout_s, soft_timeout_s
@@ -135,11 +136,16 @@ class MasterEnd:
         """Give orders to the child, in this order. -> whether all was written; if not, call `write_on` on room."""
         frames: list[bytes | memoryview] = []
         unanswered, first, large = self.unanswered, self._number + 1, False
-        for number, order in enumerate(orders, first):
-            unanswered[number] = order
-            frame = order.frame(number)
-            frames += frame
-            large = large or len(frame[1]) >= READ_BYTES
+        usual = fast.compiled.frames(orders, first) if fast.compiled else None
+        if usual is not None:
+            frames.append(usual)
+            unanswered.update(zip(count(first), orders))
+        else:
+            for number, order in enumerate(orders, first):
+                unanswered[number] = order
+                frame = order.frame(number)
+                frames += frame
+                large = large or len(frame[1]) >= READ_BYTES
         self._number += len(orders)
         waits = bool(self.backlog)
         if large:
@@ -191,8 +197,10 @@ class MasterEnd:
             return []
         return [self.unanswered.pop(number) for (number,) in TOKEN.iter_unpack(tokens)]
 
-    def receive(self) -> list[Answer] | None:
+    def receive(self, done: Callable[[bytes], bytes] | None = None) -> list[Answer] | None:
         """The answers that have come; None when there was nothing to read.
+
+        `done`: is given what begins with an answer; what it returns of that is still to be told.
 
         Raises EOFError when there will be none any more, ValueError for garbage.
         """
@@ -207,6 +215,8 @@ class MasterEnd:
         if not data:
             raise EOFError
         answers: list[Answer] = []
+        if done and not self._answers:
+            data = done(data)
         if not self._answers and len(data) % ANSWER.size == 0:
             answers = _short_answers(data)
             data = data[len(answers) * ANSWER.size :]

@@ -18,7 +18,7 @@ import prefork
 ROOT = Path(__file__).parents[2]
 HOUSE = ROOT / "prefork"
 
-BUILT = (".py", ".c", ".so")  # what setuptools finds by itself, or makes
+BUILT = (".py", ".c", ".h", ".so")  # what setuptools finds by itself, or makes
 
 # From the ground up. A room imports only from lower floors and, without circles, from its own.
 GROUND = ("errors", "message", "retry", "options", "values", "config", "signing")
