@@ -11,12 +11,10 @@ import os
 FORMAT = 1  # as in _fast.c: what was built from another version of it is not taken
 
 try:
-    from prefork.worker import _fast as built
+    from prefork.worker import _fast
 except ImportError:
-    built = None  # type: ignore[assignment]
-else:
-    if built.FORMAT != FORMAT:
-        built = None  # type: ignore[assignment]
+    _fast = None  # type: ignore[assignment]
 
+built = _fast if _fast is not None and _fast.FORMAT == FORMAT else None
 wanted = os.environ.get("PREFORK_COMPILED") == "1" and os.environ.get("PREFORK_PURE") != "1"
 compiled = built if wanted else None

@@ -380,7 +380,7 @@ def lived(name: str, folder: Path) -> tuple[list[tuple[int, int, Any]], str, int
             os._exit(99)
     master.forked()
     try:
-        orders = []
+        orders: list[Order] = []
         for task, body in BODIES:
             soft_s = app.tasks[task].options.soft_timeout_s or 0.0
             terms = Terms(Header(task), index[task], 0, 25, 0.0, soft_s, expires=False, keeps_result=True)
