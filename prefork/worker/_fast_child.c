@@ -56,7 +56,7 @@ static double get_float(PyObject *object, PyObject *name) {
 }
 
 static int call_float(PyObject *function, PyObject *argument, double *value) {
-    PyObject *it = argument ? PyObject_CallOneArg(function, argument) : PyObject_CallNoArgs(function);
+    PyObject *it = PyObject_CallOneArg(function, argument);
     *value = it ? PyFloat_AsDouble(it) : -1.0;
     Py_XDECREF(it);
     return PyErr_Occurred() ? -1 : 0;
@@ -153,10 +153,35 @@ static int decode(PyObject *loads, const char *body, uint32_t size, PyObject **a
     return -1;
 }
 
-const char child_run_doc[] = PyDoc_STR("run(child, end, token_r, answer_w, lock, log, stopper, tasks, prints, loads, clock, look)\n--\n\n"
+/* What comes after a task that has returned: how long it ran (since minus `ran_s`), what it took, what it printed. */
+static int end_task(PyObject *child, PyObject *clock, PyObject *look, PyObject *prints, Answer *answer) {
+    PyObject *copy = PyObject_GetAttr(child, s_is_copy);
+    if (!copy)
+        return -1;
+    Py_DECREF(copy);
+    if (copy != Py_False) /* the task has forked, and this copy has returned from it too */
+        _exit(0);
+    PyObject *now = PyObject_CallNoArgs(clock);
+    double now_s = now ? PyFloat_AsDouble(now) : -1.0, look_s = PyErr_Occurred() ? -1.0 : get_float(child, s_look_s);
+    int failed = PyErr_Occurred() || (now_s >= look_s && call_float(look, now, &answer->cpu_s) < 0);
+    Py_XDECREF(now);
+    for (Py_ssize_t n = 0; !failed && n < PyTuple_GET_SIZE(prints); n++) {
+        PyObject *it = PyObject_CallMethodNoArgs(PyTuple_GET_ITEM(prints, n), s_finish);
+        failed = !it;
+        Py_XDECREF(it);
+    }
+    PyObject *peak = failed ? NULL : PyObject_GetAttr(child, s_peak_kib);
+    answer->peak_kib = peak ? (uint32_t)PyLong_AsUnsignedLong(peak) : 0;
+    Py_XDECREF(peak);
+    answer->ran_s += now_s;
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+const char child_run_doc[] = PyDoc_STR(
+"run(child, end, token_r, answer_w, lock, log, stopper, tasks, prints, loads, clock, look)\n--\n\n"
 "Run and answer messages as long as they are usual. `tasks`: for each (task, name, whether to answer), or None.\n\n"
-"-> (number, None, None, None): that one has its token and is still to be run; (number, begun_s, value, error): it was\n"
-"run, and is to be answered; None: no more tokens. In the first two cases its frame is still the next one in `end`.");
+"-> (number, None, None, None): that one has its token and is still to be run; (number, begun_s, value, error): it\n"
+"was run, and is to be answered; None: no more tokens. In both cases its frame is still the next one in `end`.");
 
 PyObject *child_run(PyObject *module, PyObject *given) {
     PyObject *child, *end, *lock, *log, *stopper, *tasks, *prints, *loads, *clock, *look, *buffer = NULL, *back = NULL;
@@ -181,7 +206,7 @@ PyObject *child_run(PyObject *module, PyObject *given) {
         const char *data = PyBytes_AS_STRING(buffer) + at;
         size_t left = PyBytes_GET_SIZE(buffer) - at;
         PyObject *task = NULL, *id = NULL, *args = NULL, *kwargs = NULL, *begun = NULL, *value, *error = NULL;
-        double begun_s, ended_s, look_s;
+        double begun_s;
         Answer answer = {number, DONE, 0, 0.0, 0.0, 0};
         if (left >= sizeof frame) {
             memcpy(&frame, data, sizeof frame);
@@ -212,8 +237,12 @@ PyObject *child_run(PyObject *module, PyObject *given) {
             goto failed;
         PyObject *function = PyObject_GetAttr(PyTuple_GET_ITEM(task, 0), s_function);
         value = function ? PyObject_Call(function, args, kwargs) : NULL;
-        if (!value || PyErr_CheckSignals() < 0) { /* one that came at its very end is still the task's */
+        if (!value)
             error = raised();
+        if (PyErr_CheckSignals() < 0) { /* one that came at its very end is still the task's */
+            PyObject *later = raised();
+            PyException_SetContext(later, error);
+            error = later;
             Py_CLEAR(value);
         }
         Py_XDECREF(function);
@@ -233,31 +262,9 @@ PyObject *child_run(PyObject *module, PyObject *given) {
         Py_CLEAR(args);
         Py_CLEAR(kwargs);
         at += sizeof frame + frame.size;
-        PyObject *copy = PyObject_GetAttr(child, s_is_copy);
-        if (!copy)
-            goto failed;
-        Py_DECREF(copy);
-        if (copy != Py_False) /* the task has forked, and this copy has returned from it too */
-            _exit(0);
-        Py_SETREF(begun, PyObject_CallNoArgs(clock));
-        if (!begun || ((ended_s = PyFloat_AsDouble(begun)) == -1.0 && PyErr_Occurred()))
-            goto failed;
-        look_s = get_float(child, s_look_s);
-        if (PyErr_Occurred() || (ended_s >= look_s && call_float(look, begun, &answer.cpu_s) < 0))
-            goto failed;
-        for (Py_ssize_t n = 0; n < PyTuple_GET_SIZE(prints); n++) {
-            PyObject *it = PyObject_CallMethodNoArgs(PyTuple_GET_ITEM(prints, n), s_finish);
-            if (!it)
-                goto failed;
-            Py_DECREF(it);
-        }
-        PyObject *peak = PyObject_GetAttr(child, s_peak_kib);
-        if (!peak)
-            goto failed;
-        answer.peak_kib = (uint32_t)PyLong_AsUnsignedLong(peak);
-        Py_DECREF(peak);
-        answer.ran_s = ended_s - begun_s;
-        if (PyErr_Occurred() || PyObject_SetAttr(log, s_task, s_empty) < 0 || write_answer(answer_w, lock, &answer) < 0)
+        answer.ran_s = -begun_s;
+        if (end_task(child, clock, look, prints, &answer) < 0 || PyObject_SetAttr(log, s_task, s_empty) < 0 ||
+            write_answer(answer_w, lock, &answer) < 0)
             goto failed;
         Py_DECREF(id);
         Py_DECREF(begun);

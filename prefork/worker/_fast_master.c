@@ -43,7 +43,8 @@ static int know(Class *it) {
     int count = 0, known = all && PyType_Check(type) && PyTuple_Check(all);
     for (; known && count < 10 && it->slots[count]; count++) {
         PyObject *slot = PyObject_GetAttrString(type, it->slots[count]);
-        PyMemberDef *member = slot && Py_TYPE(slot) == &PyMemberDescr_Type ? ((PyMemberDescrObject *)slot)->d_member : NULL;
+        int is_slot = slot && Py_TYPE(slot) == &PyMemberDescr_Type;
+        PyMemberDef *member = is_slot ? ((PyMemberDescrObject *)slot)->d_member : NULL;
         known = member && member->type == T_OBJECT_EX;
         it->at[count] = known ? member->offset : 0;
         Py_XDECREF(slot);
@@ -63,7 +64,8 @@ static int know_all(void) {
 }
 
 static int is_order(PyObject *order) {
-    return IS(order, order_c) && IS(SLOT(order, order_c, MESSAGE), message_c) && IS(SLOT(order, order_c, TERMS), terms_c);
+    return IS(order, order_c) && IS(SLOT(order, order_c, MESSAGE), message_c) &&
+           IS(SLOT(order, order_c, TERMS), terms_c);
 }
 
 static int whole(PyObject *it, uint64_t most, uint64_t *value) {
@@ -115,7 +117,8 @@ static int pack(PyObject *order, uint64_t number, Frame *frame) {
     return 1;
 }
 
-const char master_frames_doc[] = PyDoc_STR("frames(orders, first)\n--\n\n"
+const char master_frames_doc[] = PyDoc_STR(
+"frames(orders, first)\n--\n\n"
 "The frames of orders that are numbered from `first` on; None if one of them is unusual, as a large one is.");
 
 PyObject *master_frames(PyObject *module, PyObject *given) {
@@ -148,7 +151,7 @@ PyObject *master_frames(PyObject *module, PyObject *given) {
     return out;
 }
 
-/* The mean and mean deviation that RunTimes keeps of a task's name. -> whether there are any */
+/* The mean and mean deviation that RunTimes keeps of a task's name. -> the list that they are in, or NULL */
 static PyObject *times_of(PyObject *known, PyObject *name, double *mean, double *deviation) {
     PyObject *it = name ? PyDict_GetItemWithError(known, name) : NULL;
     return it && PyList_CheckExact(it) && PyList_GET_SIZE(it) == 2 && real(PyList_GET_ITEM(it, 0), mean) &&
@@ -160,7 +163,8 @@ static int set_item(PyObject *list, Py_ssize_t at, double value) {
     return it ? PyList_SetItem(list, at, it) : -1;
 }
 
-const char master_done_doc[] = PyDoc_STR("done(data, unanswered, outboxes, known, mix_s)\n--\n\n"
+const char master_done_doc[] = PyDoc_STR(
+"done(data, unanswered, outboxes, known, mix_s)\n--\n\n"
 "Settle the answers at the beginning of `data` that are usual: done, and no result to keep. Their ids go to the lists\n"
 "`plain` of their outboxes, what they took into `known`.\n\n"
 "-> bytes of `data` that are done with, orders among them, seconds that these were expected to take, the largest peak\n"
@@ -179,7 +183,8 @@ PyObject *master_done(PyObject *module, PyObject *given) {
         Answer it;
         double mean, deviation, expected_s;
         memcpy(&it, data + at, sizeof it);
-        if (it.kind != DONE || it.size || !(it.ran_s >= 0 && it.ran_s < LONGEST_S && it.cpu_s >= -1 && it.cpu_s < LONGEST_S))
+        int told = it.ran_s >= 0 && it.ran_s < LONGEST_S && it.cpu_s >= -1 && it.cpu_s < LONGEST_S;
+        if (it.kind != DONE || it.size || !told)
             break;
         PyObject *number = PyLong_FromUnsignedLongLong(it.number);
         PyObject *order = number ? PyDict_GetItemWithError(unanswered, number) : NULL;
@@ -194,7 +199,8 @@ PyObject *master_done(PyObject *module, PyObject *given) {
                 real(SLOT(order, order_c, EXPECTED_S), &expected_s) && expected_s < LONGEST_S)
                 times = times_of(known, SLOT(header, header_c, NAME), &mean, &deviation);
             PyObject *queue = times ? SLOT(message, message_c, QUEUE) : NULL;
-            PyObject *body = times ? SLOT(message, message_c, BODY) : NULL, *id = times ? SLOT(message, message_c, ID) : NULL;
+            PyObject *body = times ? SLOT(message, message_c, BODY) : NULL;
+            PyObject *id = times ? SLOT(message, message_c, ID) : NULL;
             if (queue && queue != last_queue) {
                 PyObject *outbox = PyDict_GetItemWithError(outboxes, queue);
                 Py_XSETREF(plain, outbox ? PyObject_GetAttrString(outbox, "plain") : NULL);
@@ -232,7 +238,22 @@ static const char *digits(const char *at, const char *end, int most, long long *
     return at > begin && at < end && *at == ' ' ? at + 1 : NULL;
 }
 
-/* A new instance with these values in its slots, which are taken over; NULL if one of them is, or there is no memory. */
+/* The head of a message as most have it. -> where its line ends, or NULL; `head`: where its header begins */
+static const char *parse(PyObject *raw, const char **head, long long *enqueued_ms, long long *priority) {
+    const char *begin = PyBytes_AS_STRING(raw), *end = begin + PyBytes_GET_SIZE(raw), *line;
+    if (end - begin >= LARGE_BYTES || end - begin < 2 || memcmp(begin, "1 ", 2) ||
+        !(*head = digits(begin + 2, end, 15, enqueued_ms)))
+        return NULL;
+    int negative = *head < end && **head == '-';
+    if (!(*head = digits(*head + negative, end, 3, priority)) || !(line = memchr(*head, '\n', end - *head)))
+        return NULL;
+    if (negative)
+        *priority = -*priority;
+    int known = line - begin <= LONGEST_CACHED && *enqueued_ms <= LATEST_MS && *priority >= -100 && *priority <= 100;
+    return known ? line : NULL;
+}
+
+/* A new instance with these values in its slots, which are taken over; NULL if one of them is, or memory is short. */
 static PyObject *make(Class *class, int count, PyObject **values) {
     int whole = 1;
     for (int n = 0; n < count; n++)
@@ -246,7 +267,8 @@ static PyObject *make(Class *class, int count, PyObject **values) {
     return it;
 }
 
-const char master_orders_doc[] = PyDoc_STR("orders(ids, messages, states, queue, serial, usual, known, long_s)\n--\n\n"
+const char master_orders_doc[] = PyDoc_STR(
+"orders(ids, messages, states, queue, serial, usual, known, long_s)\n--\n\n"
 "The orders for what a claim has brought, and how many are missing: None stands for what is unusual.\n"
 "`usual`: the header as bytes -> (header, terms); `known`: of RunTimes; `long_s`: beyond that a task gets a title.");
 
@@ -256,7 +278,7 @@ PyObject *master_orders(PyObject *module, PyObject *given) {
     Py_ssize_t last_size = 0, missing = 0;
     long long serial;
     double long_s, expected_s = 0.0;
-    if (!PyArg_ParseTuple(given, "O!O!O!UL" "O!O!d:orders", &PyList_Type, &ids, &PyList_Type, &raws, &PyList_Type, &states,
+    if (!PyArg_ParseTuple(given, "O!O!O!ULO!O!d:orders", &PyList_Type, &ids, &PyList_Type, &raws, &PyList_Type, &states,
                           &queue, &serial, &PyDict_Type, &usual, &PyDict_Type, &known, &long_s) || know_all() < 0)
         return NULL;
     Py_ssize_t count = PyList_GET_SIZE(ids);
@@ -265,19 +287,10 @@ PyObject *master_orders(PyObject *module, PyObject *given) {
     PyObject *out = PyList_New(count);
     for (Py_ssize_t n = 0; out && n < count; n++) {
         PyObject *raw = PyList_GET_ITEM(raws, n), *raw_id = PyList_GET_ITEM(ids, n), *order = NULL, *id = NULL;
-        long long enqueued_ms, priority;
-        const char *head, *line = NULL;
-        if (PyBytes_CheckExact(raw) && PyBytes_CheckExact(raw_id) && PyList_GET_ITEM(states, n) == Py_None &&
-            PyBytes_GET_SIZE(raw) < LARGE_BYTES && PyBytes_GET_SIZE(raw) > 2 && !memcmp(PyBytes_AS_STRING(raw), "1 ", 2)) {
-            const char *begin = PyBytes_AS_STRING(raw), *end = begin + PyBytes_GET_SIZE(raw);
-            head = digits(begin + 2, end, 15, &enqueued_ms);
-            int negative = head && head < end && *head == '-';
-            head = head ? digits(head + negative, end, 3, &priority) : NULL;
-            line = head ? memchr(head, '\n', end - head) : NULL;
-            priority = negative && head ? -priority : priority;
-            if (line && (line - begin > LONGEST_CACHED || enqueued_ms > LATEST_MS || priority < -100 || priority > 100))
-                line = NULL;
-        }
+        long long enqueued_ms = 0, priority = 0;
+        const char *head = NULL, *line = NULL;
+        if (PyBytes_CheckExact(raw) && PyBytes_CheckExact(raw_id) && PyList_GET_ITEM(states, n) == Py_None)
+            line = parse(raw, &head, &enqueued_ms, &priority);
         if (line && (line - head != last_size || !last || memcmp(head, last, last_size))) {
             PyObject *key = PyBytes_FromStringAndSize(head, line - head);
             Py_XSETREF(pair, key ? Py_XNewRef(PyDict_GetItemWithError(usual, key)) : NULL);
@@ -299,9 +312,9 @@ PyObject *master_orders(PyObject *module, PyObject *given) {
                 id, Py_NewRef(queue), Py_NewRef(PyTuple_GET_ITEM(pair, 0)), PyBytes_FromStringAndSize(line + 1, rest),
                 PyLong_FromLongLong(enqueued_ms), PyLong_FromLongLong(priority), Py_NewRef(Py_None)});
             order = make(&order_c, 9, (PyObject *[]){
-                message, Py_NewRef(PyTuple_GET_ITEM(pair, 1)), PyLong_FromLong(1), PyLong_FromLong(0), Py_NewRef(expected),
-                PyLong_FromLongLong(serial + n), PyLong_FromLong(expected_s > long_s), PyFloat_FromDouble(0.0),
-                Py_NewRef(Py_False)});
+                message, Py_NewRef(PyTuple_GET_ITEM(pair, 1)), PyLong_FromLong(1), PyLong_FromLong(0),
+                Py_NewRef(expected), PyLong_FromLongLong(serial + n), PyLong_FromLong(expected_s > long_s),
+                PyFloat_FromDouble(0.0), Py_NewRef(Py_False)});
         }
         if (!order && !PyErr_Occurred()) {
             order = Py_NewRef(Py_None);

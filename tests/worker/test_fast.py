@@ -502,6 +502,21 @@ def test_what_fails_around_a_task_is_an_error_and_leaves_no_lock_behind() -> Non
             assert not it.held
 
 
+def test_a_signal_at_the_very_end_is_still_the_tasks() -> None:
+    def hear(*_: object) -> None:
+        raise Odd("a signal")
+
+    before = signal.signal(signal.SIGUSR1, hear)
+    try:
+        with loose(framed(1, b"[[%d,%d],{}]" % (os.getpid(), signal.SIGUSR1)), 1) as it:
+            it.function = os.kill  # which returns before the handler runs
+            told = it.run()
+            assert isinstance(told[3], Odd)
+            assert it.running == 0
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 def test_a_place_that_is_none_is_an_error() -> None:
     for at in (-1, 10_000, "x", 1 << 70):
         with loose(framed(1), 1) as it:
