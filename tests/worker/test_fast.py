@@ -540,6 +540,9 @@ def leaks(call: Callable[[], object], times: int = 1000) -> int:
     return sys.getallocatedblocks() - before
 
 
+FULL = b'[["a",[7]],{"k":[1]}]'
+
+
 def test_nothing_is_left_behind() -> None:
     header = Header("plain")
     usual = {b'{"task":"plain"}': (header, USUAL_ORDER.terms)}
@@ -566,13 +569,13 @@ def test_nothing_is_left_behind() -> None:
         lambda: BUILT.orders(ids, raws, [None] * 3, "default", 1, {}, {}, 0.05),
         done,
         lambda: done((DONE, handoff.FAILED)),
-        lambda: run(framed(1) + framed(2)),
-        lambda: run(framed(1) + framed(2, task=1)),
-        lambda: run(framed(1) + framed(2, task=2)),
+        lambda: run(framed(1, FULL) + framed(2, FULL)),
+        lambda: run(framed(1, FULL) + framed(2, FULL, task=1)),
+        lambda: run(framed(1, FULL) + framed(2, FULL, task=2)),
         lambda: run(framed(1, b"x")),
-        lambda: run(framed(1), look=broken),
-        lambda: run(framed(1), clock=broken),
-        lambda: run(framed(1), tasks=((bad, "bad", True),)),
-        lambda: run(framed(1), answer_w=-1),
+        lambda: run(framed(1, FULL), look=broken),
+        lambda: run(framed(1, FULL), clock=broken),
+        lambda: run(framed(1, FULL), tasks=((bad, "bad", True),)),
+        lambda: run(framed(1, FULL), answer_w=-1),
     ]
     assert [left for left in map(leaks, calls) if left > 500] == []  # one for each call would be 1000
