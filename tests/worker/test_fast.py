@@ -581,4 +581,8 @@ def test_nothing_is_left_behind() -> None:
         lambda: run(framed(1, FULL), tasks=((bad, "bad", True),)),
         lambda: run(framed(1, FULL), answer_w=-1),
     ]
+    shared = (*usual, header, USUAL_ORDER, USUAL_ORDER.terms, USUAL_ORDER.message, known, bad, broken, orjson.loads,
+              *usual.values(), *ids, *raws)  # fmt: skip
+    before = [sys.getrefcount(it) for it in shared]
     assert [left for left in map(leaks, calls) if left > 500] == []  # one for each call would be 1000
+    assert [sys.getrefcount(it) for it in shared] == before
