@@ -15,6 +15,7 @@ BOTH = {
     "test_a_soft_timeout_is_over_with_its_task",
     "test_a_task_within_its_deadline_is_left_alone_also_after_many",
     "test_children_are_recycled_after_their_share_and_nothing_is_lost",
+    "test_titles_tell_who_is_who",
     "test_burst_drains_several_queues_and_follow_ups_too",
     "test_a_child_that_has_grown_is_replaced_after_its_task",
     "test_short_tasks_end_and_those_not_started_go_back_in_order",

@@ -502,6 +502,21 @@ def test_what_fails_around_a_task_is_an_error_and_leaves_no_lock_behind() -> Non
             assert not it.held
 
 
+@pytest.mark.parametrize(
+    "frame",
+    [
+        framed(1, flags=handoff.WILL_LAST), framed(1, soft_s=1.0), framed(1, task=1), framed(1, task=9), framed(2),
+        framed(1, b"x"), framed(1, b"[[1234567890123456789],{}]"), framed(1)[:-1], framed(1)[:40], b"",
+        framed(1, b'[["%s"],{}]' % (b"x" * handoff.READ_BYTES)),
+    ],
+    ids=lambda it: it[-20:],
+)  # fmt: skip
+def test_what_is_unusual_is_told_and_not_run(frame: bytes) -> None:
+    with loose(frame, 1) as it:
+        assert it.run() == (1, None, None, None)
+        assert (it.ran, it._at, it.running, read(it.answer_r)) == ([], 0, 0, b"")
+
+
 def test_a_signal_at_the_very_end_is_still_the_tasks() -> None:
     def hear(*_: object) -> None:
         raise Odd("a signal")
