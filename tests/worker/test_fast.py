@@ -226,6 +226,20 @@ def test_the_second_message_with_a_header_is_a_usual_one() -> None:
         assert [it.serial for it in orders] == [1, 2]
 
 
+def test_only_what_is_done_is_settled() -> None:
+    for kind in (*range(8), 255):
+        boxes, known, held = {"default": SimpleNamespace(plain=[])}, {"plain": [0.001, 0.001]}, {1: USUAL_ORDER}
+        size = BUILT.done(ANSWER.pack(1, kind, 0, 0.1, 0, 9), held, boxes, known, 0.1)[0]
+        assert (size, boxes["default"].plain, list(held)) == ((ANSWER.size, [ID], []) if kind == DONE else (0, [], [1]))
+
+
+@pytest.mark.parametrize("head", ["1 0 101 ", "1 0 -101 ", "1 253402300800000 0 ", "2 0 0 ", "1 0 0", "1  0 "])
+def test_a_head_that_is_none_is_left_to_python(head: str) -> None:
+    usual = {b'{"task":"plain"}': (Header("plain"), USUAL_ORDER.terms)}
+    raw = head.encode() + b'{"task":"plain"}\n[]'
+    assert BUILT.orders([b"x"], [raw], [None], "default", 1, usual, {}, 0.05) == ([None], 1)
+
+
 KINDS = st.sampled_from([DONE] * 8 + list(range(8)))
 ANSWERS = st.builds(
     lambda number, kind, payload, ran_s, cpu_s, peak: (
@@ -510,7 +524,7 @@ def test_what_fails_around_a_task_is_an_error_and_leaves_no_lock_behind() -> Non
         framed(1, b"x"), framed(1, b"[[1234567890123456789],{}]"), framed(1)[:-1], framed(1)[:40], b"",
         framed(1, b'[["%s"],{}]' % (b"x" * handoff.READ_BYTES)),
     ],
-    ids=lambda it: it[-20:],
+    ids=range(11),
 )  # fmt: skip
 def test_what_is_unusual_is_told_and_not_run(frame: bytes) -> None:
     with loose(frame, 1) as it:
