@@ -20,6 +20,7 @@ import sys
 import threading
 import traceback
 import types
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from time import monotonic, perf_counter, sleep
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -33,7 +34,7 @@ from prefork.errors import BadMessage, Dead, NotJSON, PayloadTooLarge, Retry
 from prefork.message import MAX_ERROR_TEXT, derived_id, encode_result
 from prefork.retry import default_retry_delay, retry_delay_s
 from prefork.task import Task
-from prefork.worker import handoff, notify
+from prefork.worker import fast, handoff, notify
 from prefork.worker.handoff import ChildEnd, Given
 from prefork.worker.interrupt import Stopper, soft_timeout, with_soft_timeout
 from prefork.worker.logs import Handler, capture_prints
@@ -50,6 +51,8 @@ ONE_DIGIT = bytes.maketrans(b"123456789", b"000000000")
 LEAST_ROUNDED = 9.2e18
 LOOK_EVERY_S = 0.001
 NOT_THE_TASKS = (__file__, os.path.join(os.path.dirname(os.__file__), "asyncio"))
+# Of the compiled part: number; when its task began, None if it has not; what that returned; what it raised.
+Ran = tuple[int, float | None, Any, BaseException | None]
 LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
@@ -87,8 +90,11 @@ class Child:
             setproctitle(self._title)
             if self._boot():
                 self._cpu_s = _cpu_s()
-                while given := self._end.next():
-                    self._run(given)
+                if fast.compiled:
+                    self._work_compiled(fast.compiled.run)
+                else:
+                    while given := self._end.next():
+                        self._run(given)
             else:
                 code = EXIT_BOOT_FAILED
         except OSError:  # a task closed our pipes, or the master is gone
@@ -109,14 +115,35 @@ class Child:
         self._end.answer(0, handoff.READY)
         return True
 
-    def _run(self, given: Given) -> None:
+    def _work_compiled(self, run: Callable[..., Ran | None]) -> None:
+        """The same in C, as long as messages are usual; it returns with each that is not, before or after its task."""
+        end, usual = self._end, tuple(
+            None if task.is_async or task.options.takes_context else (task, task.name, not task.options.result_ttl_s)
+            for task in self._tasks
+        )  # fmt: skip
+        while ran := run(
+            self, end, end.token_r, end.answer_w, end.writing, self._log, self._stopper, usual, self._prints,
+            orjson.loads, perf_counter, self._look,
+        ):  # fmt: skip
+            given = end.next(ran[0])
+            if given is None:
+                return
+            self._run(given, ran)
+            del ran  # and with it what a failed task has left in its frames
+
+    def _run(self, given: Given, ran: Ran | None = None) -> None:
         task = self._tasks[given.task]
         self._log.task, self._log.task_id = task.name, given.id
         if given.flags & handoff.WILL_LAST:
             setproctitle(f"{self._title}: {task.name} {given.id}")
-        begun_s = perf_counter()
+        begun_s = (ran and ran[1]) or perf_counter()
         try:
-            kind, payload = self._attempt(task, given)
+            if ran is None or ran[1] is None:
+                kind, payload = self._attempt(task, given)
+            elif ran[3] is None:
+                kind, payload = self._result(task, ran[2])
+            else:
+                kind, payload = handoff.FAILED, self._failure(task, given, ran[3])
         except BaseException as error:  # what a failing task left over, such as a signal that came late
             kind, payload = handoff.FAILED, self._failure(task, given, error)
         ended_s = perf_counter()
@@ -165,13 +192,16 @@ class Child:
         except BaseException as error:
             self._stopper.running = 0
             return handoff.FAILED, self._failure(task, given, error)
+        kind, result = self._result(task, value)
+        if context and context.follow_ups and kind == handoff.DONE:
+            return handoff.DONE_WITH_FOLLOW_UPS, _follow_ups(given.id, context) + b"\n" + result
+        return kind, result
+
+    def _result(self, task: Task[..., Any], value: Any) -> tuple[int, bytes]:
         try:
-            result = encode_result(task.name, value) if task.options.result_ttl_s else b""
+            return handoff.DONE, encode_result(task.name, value) if task.options.result_ttl_s else b""
         except (NotJSON, PayloadTooLarge) as error:
             return handoff.FAILED, _encode({"error": _error(error), "dead": True})
-        if context and context.follow_ups:
-            return handoff.DONE_WITH_FOLLOW_UPS, _follow_ups(given.id, context) + b"\n" + result
-        return handoff.DONE, result
 
     def _call(self, task: Task[..., Any], args: list[Any], kwargs: dict[str, Any], soft_s: float) -> Any:
         if not task.is_async:

@@ -45,23 +45,23 @@ class RunTimes:
     """
 
     def __init__(self) -> None:
-        self._known: dict[str, list[float]] = {}  # mean, mean deviation
+        self.known: dict[str, list[float]] = {}  # mean, mean deviation
         self.mix_s = inf  # what the next message of any name will probably take
 
     def expect_s(self, name: str) -> float:
         """Seconds that a task will hardly exceed; infinite for one never seen."""
-        known = self._known.get(name)
+        known = self.known.get(name)
         return known[0] + 2 * known[1] if known else inf
 
     def observe(self, name: str, ran_s: float) -> None:
         """Learn from one run."""
         ran_s += OVERHEAD_S
-        if known := self._known.get(name):
+        if known := self.known.get(name):
             off_s = ran_s - known[0]
             known[0] += off_s / 8
             known[1] += (abs(off_s) - known[1]) / 4
         else:
-            self._known[name] = [ran_s, ran_s / 2]
+            self.known[name] = [ran_s, ran_s / 2]
         self.mix_s = ran_s if self.mix_s == inf else self.mix_s + (ran_s - self.mix_s) / 8
 
 

@@ -19,11 +19,12 @@ import struct
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 
 from prefork.message import Header, Message
+from prefork.worker import fast
 
 TOKEN = struct.Struct("<Q")
 # number, length of the body; indices of task and queue, flags, attempt, retried, max_retries; timeout_s, soft_timeout_s
@@ -135,11 +136,16 @@ class MasterEnd:
         """Give orders to the child, in this order. -> whether all was written; if not, call `write_on` on room."""
         frames: list[bytes | memoryview] = []
         unanswered, first, large = self.unanswered, self._number + 1, False
-        for number, order in enumerate(orders, first):
-            unanswered[number] = order
-            frame = order.frame(number)
-            frames += frame
-            large = large or len(frame[1]) >= READ_BYTES
+        usual = fast.compiled.frames(orders, first) if fast.compiled else None
+        if usual is not None:
+            frames.append(usual)
+            unanswered.update(zip(count(first), orders))
+        else:
+            for number, order in enumerate(orders, first):
+                unanswered[number] = order
+                frame = order.frame(number)
+                frames += frame
+                large = large or len(frame[1]) >= READ_BYTES
         self._number += len(orders)
         waits = bool(self.backlog)
         if large:
@@ -191,8 +197,10 @@ class MasterEnd:
             return []
         return [self.unanswered.pop(number) for (number,) in TOKEN.iter_unpack(tokens)]
 
-    def receive(self) -> list[Answer] | None:
+    def receive(self, done: Callable[[bytes], bytes] | None = None) -> list[Answer] | None:
         """The answers that have come; None when there was nothing to read.
+
+        `done`: is given what begins with an answer; what it returns of that is still to be told.
 
         Raises EOFError when there will be none any more, ValueError for garbage.
         """
@@ -207,6 +215,8 @@ class MasterEnd:
         if not data:
             raise EOFError
         answers: list[Answer] = []
+        if done and not self._answers:
+            data = done(data)
         if not self._answers and len(data) % ANSWER.size == 0:
             answers = _short_answers(data)
             data = data[len(answers) * ANSWER.size :]
@@ -279,23 +289,26 @@ class ChildEnd:
     """The child's ends of its pipes."""
 
     def __init__(self, task_r: int, token_r: int, answer_w: int) -> None:
-        self._task_r, self._token_r, self._answer_w = task_r, token_r, answer_w
+        self._task_r, self.token_r, self.answer_w = task_r, token_r, answer_w
         self._poll = select.poll()
         self._poll.register(token_r, select.POLLIN)
         self._buffer, self._at = b"", 0
-        self._writing = threading.Lock()  # a thread that a task has left behind may still report its progress
+        self.writing = threading.Lock()  # a thread that a task has left behind may still report its progress
 
-    def next(self) -> Given | None:
-        """Wait for the next message that may be started, and start it; None when the master has no more, or is gone."""
-        while True:
+    def next(self, wanted: int = 0) -> Given | None:
+        """Wait for the next message that may be started, and start it; None when the master has no more, or is gone.
+
+        `wanted`: the message whose token was read already; 0: none.
+        """
+        while not wanted:
             try:
-                token = os.read(self._token_r, TOKEN.size)  # exactly one: what is read can't be taken back
-                break
+                token = os.read(self.token_r, TOKEN.size)  # exactly one: what is read can't be taken back
             except BlockingIOError:
                 self._poll.poll()
-        if not token:
-            return None
-        (wanted,) = TOKEN.unpack(token)
+                continue
+            if not token:
+                return None
+            (wanted,) = TOKEN.unpack(token)
         head = FRAME.size
         while True:  # pass over the frames whose tokens the master has taken back
             if len(self._buffer) - self._at < head and not self._fill(head):
@@ -351,7 +364,7 @@ class ChildEnd:
     ) -> None:
         """Say what became of a message. Raises OSError when the master can't be told."""
         data = ANSWER.pack(number, kind, len(payload), ran_s, cpu_s, peak_kib) + payload
-        with self._writing:
-            written = os.write(self._answer_w, data)
+        with self.writing:
+            written = os.write(self.answer_w, data)
             while written < len(data):
-                written += os.write(self._answer_w, memoryview(data)[written:])
+                written += os.write(self.answer_w, memoryview(data)[written:])

@@ -10,9 +10,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Protocol
 
-from prefork.worker import process
+from prefork.worker import fast, process
 from prefork.worker.crashes import CrashLoop
 from prefork.worker.evidence import OutOfMemory, without_stack
 from prefork.worker.handoff import BOOT_FAILED, READY, Answer, ChildEnd, MasterEnd, Order
@@ -39,6 +40,9 @@ class Owner(Protocol):
 
     def on_answers(self, child: Process, answers: list[Answer]) -> None:
         """A child has answered, or said how far it is."""
+
+    def on_done(self, child: Process, data: bytes) -> bytes:
+        """What a child has said, as it came, for those who read it faster. -> what is left of it to be read"""
 
     def on_death(self, death: Death) -> None:
         """A child has ended; what it held needs a place."""
@@ -146,7 +150,7 @@ class Pool:
     def read(self, child: Process) -> bool:
         """Read what a child has answered. -> whether there was anything to read"""
         try:
-            answers = child.end.receive()
+            answers = child.end.receive(partial(self._done, child) if fast.compiled else None)
         except EOFError:
             self._loop.forget(child.end.answer_r)  # it is dying, or has closed its pipe
             self._loop.call_later(LOST_S, lambda: self._end_lost(child))
@@ -167,6 +171,12 @@ class Pool:
             self._trust_again(child)
             self.owner.on_answers(child, work)
         return True
+
+    def _done(self, child: Process, data: bytes) -> bytes:
+        rest = self.owner.on_done(child, data)
+        if len(rest) < len(data):
+            self._trust_again(child)
+        return rest
 
     def _on_start(self, child: Process, answer: Answer) -> None:
         """A child says whether it could start."""

@@ -126,9 +126,9 @@ class Slot:
         self._among.spared[self] = None
         self.handed(expected_s, now_s)
 
-    def answered(self, expected_s: float, now_s: float) -> None:
-        """It has answered one: the next one runs from now on."""
-        self.outstanding = left = self.outstanding - 1
+    def answered(self, expected_s: float, now_s: float, n: int = 1) -> None:
+        """It has answered n, which were expected to take so long together: the next one runs from now on."""
+        self.outstanding = left = self.outstanding - n
         load_s = self.load_s - expected_s
         # infinity less infinity is not a number
         self.load_s = load_s if left and load_s > 0 and expected_s < inf else 0.0

@@ -19,9 +19,9 @@ import orjson
 from prefork.app import Prefork
 from prefork.config import Settings
 from prefork.errors import BadMessage
-from prefork.message import Message, decode
+from prefork.message import LONGEST_CACHED, Header, Message, decode
 from prefork.task import Task
-from prefork.worker import evidence, handoff
+from prefork.worker import evidence, fast, handoff
 from prefork.worker.cancel import CANCELLED, Cancels
 from prefork.worker.claims import Claims
 from prefork.worker.clock import ServerClock
@@ -60,6 +60,7 @@ class Work:
         self._index = {task.name: number for number, task in enumerate(self.task_list)}
         self._queue_index = {name: number for number, name in enumerate(settings.queues.names)}
         self._terms: dict[str, dict[int, Terms]] = {name: {} for name in settings.queues.names}
+        self._usual: dict[str, dict[bytes, tuple[Header, Terms]]] = {name: {} for name in settings.queues.names}
         self._signer = app.signer
         self._loop, self._ahead_armed = loop, False
         self.times = RunTimes()
@@ -87,9 +88,29 @@ class Work:
         self, queue: str, ids: list[bytes], messages: list[bytes], states: list[bytes | None], serial: int
     ) -> None:
         """A claim has brought messages; `serial`: of the first."""
+        if fast.compiled and self._signer is None:
+            orders, missing = fast.compiled.orders(
+                ids, messages, states, queue, serial, self._usual[queue], self.times.known, TITLE_AFTER_S
+            )
+            if missing:
+                orders = self._orders(queue, ids, messages, states, serial, orders)
+        else:
+            orders = self._orders(queue, ids, messages, states, serial, [None] * len(ids))
+        if self.shutdown.begun:
+            self.shutdown.unstarted += orders
+        else:
+            self.dispatcher.add(orders, time.monotonic())
+
+    def _orders(
+        self, queue: str, ids: list[bytes], messages: list[bytes], states: list[bytes | None], serial: int,
+        made: list[Order | None],
+    ) -> list[Order]:  # fmt: skip
         orders = []
         signer, terms_of = self._signer, self._terms[queue]
-        for at, (raw_id, raw, state) in enumerate(zip(ids, messages, states, strict=True), serial):
+        for at, (raw_id, raw, state, it) in enumerate(zip(ids, messages, states, made, strict=True), serial):
+            if it is not None:
+                orders.append(it)
+                continue
             try:
                 if signer is not None:
                     raw = signer.verified(raw_id, queue, raw)
@@ -101,15 +122,22 @@ class Work:
                     self._settlement.expired(message)
                 else:
                     orders.append(self._order(message, terms, at))
+                    if fast.compiled and signer is None and not terms.expires:
+                        self._remember(raw, terms, self._usual[queue])
             except BadMessage as error:
                 self._settlement.bad(raw_id, queue, str(error), type(error).__name__)
             except Exception as error:  # no message, however strange, may end the worker again and again
                 log.exception("message %r cannot be handled", raw_id)
                 self._settlement.bad(raw_id, queue, f"message {raw_id!r} cannot be handled: {error!r}")
-        if self.shutdown.begun:
-            self.shutdown.unstarted += orders
-        else:
-            self.dispatcher.add(orders, time.monotonic())
+        return orders
+
+    def _remember(self, raw: bytes, terms: Terms, usual: dict[bytes, tuple[Header, Terms]]) -> None:
+        """The next message with this header is a usual one."""
+        head = raw[: raw.index(b"\n")]
+        if len(head) <= LONGEST_CACHED:
+            if len(usual) >= MOST_TERMS:
+                usual.clear()
+            usual[head.split(b" ", 3)[3]] = terms.header, terms
 
     def _learn(self, message: Message) -> Terms | None:
         """The terms of a header that was not seen lately; None if no such task is registered here."""
@@ -215,9 +243,20 @@ class Work:
             if debug:
                 done = "failed" if answer.kind == handoff.FAILED else "done"
                 log.debug("%s %s %s in %.6f s", name, order.message.id, done, answer.ran_s)
-        limit = self._settings.max_memory_per_child_bytes
-        if limit and (peak_kib := max(answer.peak_kib for answer in answers)) << 10 > limit:
-            self._replace(child, peak_kib)
+        self._look_at_peak(child, max(answer.peak_kib for answer in answers))
+
+    def on_done(self, child: Process, data: bytes) -> bytes:
+        """The same in C for the usual answers, done and no result to keep, as far as they come first. -> the rest"""
+        times, settlement = self.times, self._settlement
+        if fast.compiled is None or child.killed_for == FENCED or log.isEnabledFor(logging.DEBUG):
+            return data
+        size, orders, expected_s, peak_kib, times.mix_s = fast.compiled.done(
+            data, child.end.unanswered, settlement.outboxes, times.known, times.mix_s
+        )
+        if orders:
+            child.slot.answered(expected_s, time.monotonic(), orders)
+        self._look_at_peak(child, peak_kib)
+        return data[size:]
 
     def _on_progress(self, child: Process, answer: Answer) -> None:
         order = child.end.unanswered.get(answer.number)
@@ -225,9 +264,10 @@ class Work:
             if order:
                 self._settlement.progress(order.message, orjson.loads(answer.payload))
 
-    def _replace(self, child: Process, peak_kib: int) -> None:
-        """Its memory has grown beyond `max_memory_per_child`."""
-        if child.slot.open:
+    def _look_at_peak(self, child: Process, peak_kib: int) -> None:
+        """Replace a child whose memory has grown beyond `max_memory_per_child`."""
+        limit = self._settings.max_memory_per_child_bytes
+        if limit and peak_kib << 10 > limit and child.slot.open:
             log.info("child %d (pid %d) has used %d MB; another takes its place", child.number, child.pid,
                      peak_kib >> 10)  # fmt: skip
             self.dispatcher.add(self._pool.take_back(child), time.monotonic())

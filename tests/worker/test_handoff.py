@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefork.message import Header, Message, new_id
-from prefork.worker import handoff
+from prefork.worker import fast, handoff
 from prefork.worker.handoff import (
     ANSWER,
     DONE,
@@ -35,6 +35,16 @@ from prefork.worker.handoff import (
 )
 
 PATIENCE_S = 60
+
+
+@pytest.fixture(scope="module", params=["pure", "compiled"], autouse=True)
+def part(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All of it on both paths."""
+    if request.param == "compiled" and fast.built is None:
+        pytest.skip("the compiled part is not built here")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast, "compiled", fast.built if request.param == "compiled" else None)
+        yield
 
 
 def order(body: bytes = b"[[],{}]", task: int = 0, attempt: int = 1, max_retries: int = 25, retried: int = 0) -> Order:
@@ -407,7 +417,7 @@ def test_a_forked_child_answers_all_that_it_is_handed() -> None:
 
 def test_a_forked_child_has_its_own_ends_only() -> None:
     def count(end: ChildEnd) -> None:
-        mine = {end._task_r, end._token_r, end._answer_w}
+        mine = {end._task_r, end.token_r, end.answer_w}
         end.answer(0, DONE, repr(len({int(fd) for fd in descriptors() if int(fd) >= min(mine)} & mine)).encode())
         end.next()
         os._exit(0)
