@@ -81,8 +81,9 @@ class Connection:
         except OSError as error:
             try:
                 said = self.reply()
-            except TROUBLE:
-                raise error from None
+            except TROUBLE as last:
+                # TLS lets a server say no only when the client takes the connection for made.
+                raise (last if getattr(last, "library", "") == "SSL" else error) from None
             raise said if isinstance(said, hiredis.ReplyError) else error from None
 
     def reply(self) -> Any:
