@@ -10,6 +10,7 @@ from prefork.broker import verbs
 from prefork.broker.client import Client
 
 LARGEST_PAGE, OVERLAP = 1000, 50
+LARGEST_SCAN = 200  # messages whose values a script looks at: some 2 ms
 PAGE_BYTES = 1 << 17
 BATCH = 100
 
@@ -51,7 +52,7 @@ def pages(client: Client, key: str, kind: str) -> Iterator[tuple[list[bytes], li
         yield ids, odd
         if cursor == b"0":
             return
-        size = min(LARGEST_PAGE // 2, size * 2) if bytes_ < PAGE_BYTES // 2 else max(1, size // 2)
+        size = min(LARGEST_SCAN, size * 2) if bytes_ < PAGE_BYTES // 2 else max(1, size // 2)
 
 
 def listed(client: Client, key: str) -> list[bytes]:
