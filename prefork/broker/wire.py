@@ -157,8 +157,9 @@ class Wire:
 
     def close_idle(self) -> None:
         """End the connections that carry nothing now; the next request makes a new one."""
-        while self._idle:
-            self._idle.pop().close()
+        idle, self._idle = self._idle, []  # other threads take from it meanwhile, or close it too
+        for connection in idle:
+            connection.close()
 
 
 def _left_s(end_s: float) -> float:

@@ -165,3 +165,13 @@ def test_a_rehearsal_leaves_nothing(server: Server) -> None:
     client.rehearse(["a", "b"])
     client.close()
     assert server.client.keys() == []
+
+
+def test_connections_can_be_closed_while_another_thread_takes_the_last_one() -> None:
+    class Taken(list[Any]):
+        def __bool__(self) -> bool:  # there was one when it was looked for
+            return True
+
+    wire = Wire(address.resolve("redis://127.0.0.1:1/0"), "test", 1.0)
+    wire._idle = Taken()
+    wire.close_idle()
