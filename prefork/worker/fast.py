@@ -1,7 +1,7 @@
-"""The compiled part of the hand-off: `_fast*.c`, where it is built and wanted.
+"""The compiled part of the hand-off: `_fast*.c`, where it is built.
 
 It is built with the package where there is a compiler, and does the usual message's way; whatever is not usual is done
-by the Python beside it, which does all where it is missing. `PREFORK_COMPILED=1` takes it, `PREFORK_PURE=1` never.
+by the Python beside it, which does all where it is missing, and with `PREFORK_PURE=1` in the environment.
 """
 
 from __future__ import annotations
@@ -16,5 +16,4 @@ except ImportError:
     _fast = None  # type: ignore[assignment]
 
 built = _fast if _fast is not None and _fast.FORMAT == FORMAT else None
-wanted = os.environ.get("PREFORK_COMPILED") == "1" and os.environ.get("PREFORK_PURE") != "1"
-compiled = built if wanted else None
+compiled = built if os.environ.get("PREFORK_PURE") != "1" else None

@@ -1,4 +1,4 @@
-"""Some tests of whole workers run twice: once more with the compiled part, where it is built."""
+"""Some tests of whole workers run twice: once more without the compiled part, where it is built."""
 
 from __future__ import annotations
 
@@ -39,4 +39,3 @@ def part(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
         pytest.skip("the compiled part is not built here")
     if name:
         monkeypatch.setenv("PREFORK_PURE", "1" if name == "pure" else "0")
-        monkeypatch.setenv("PREFORK_COMPILED", "1" if name == "compiled" else "0")
