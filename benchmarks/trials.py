@@ -26,7 +26,8 @@ from benchmarks.scene import until
 from prefork.broker import verbs
 from prefork.broker.keys import Keys
 from prefork.message import decode, new_ids
-from prefork.worker.handoff import ANSWER, FRAME, TOKEN, ChildEnd, Order, Terms
+from prefork.worker.frames import ANSWER, FRAME, TOKEN, Order, Terms
+from prefork.worker.handoff import ChildEnd
 
 Cost = Callable[[], float]
 Costs = tuple[Cost, Cost]

@@ -25,7 +25,7 @@ need() {
         return
     fi
     env=$root/.venv${version:+-$version}
-    key="$(cksum <"$root/pyproject.toml") $root" || exit 1
+    key="$(cat "$root/pyproject.toml" "$root"/prefork/worker/*.[ch] | cksum) $root" || exit 1
     ready "$1" && return
     find_python
     extras=$1

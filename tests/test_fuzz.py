@@ -22,8 +22,9 @@ from prefork.errors import BadMessage, BadSignature, BrokerError, ConfigError, R
 from prefork.message import State, decode
 from prefork.result import TaskResult
 from prefork.signing import Signer
-from prefork.worker import handoff, process
-from prefork.worker.handoff import ANSWER, MasterEnd
+from prefork.worker import frames, process
+from prefork.worker.frames import ANSWER
+from prefork.worker.handoff import MasterEnd
 from prefork.worker.settlement import _verdict
 
 TOTAL = int(os.environ.get("PREFORK_FUZZ", "100000"))
@@ -50,8 +51,8 @@ RECORDS = (
     orjson.dumps({"status": "FAILED", "task": "t", "errors": [ERROR], "finished_ms": 1764000000000}),
 )
 ANSWERS = (
-    ANSWER.pack(1, handoff.DONE, 2, 0.5, 0.1, 1000) + b"[]",
-    ANSWER.pack(2, handoff.FAILED, 4, 0.5, 0.1, 1000) + b"null" + ANSWER.pack(3, handoff.READY, 0, 0, 0, 0),
+    ANSWER.pack(1, frames.DONE, 2, 0.5, 0.1, 1000) + b"[]",
+    ANSWER.pack(2, frames.FAILED, 4, 0.5, 0.1, 1000) + b"null" + ANSWER.pack(3, frames.READY, 0, 0, 0, 0),
 )
 CONFS = (
     b"[prefork]\napp = shop:app\nbroker = redis://localhost/0\nconcurrency = 4\nlease = 10s\nqueues = a:2, b\n",
@@ -142,8 +143,8 @@ def an_answer(raw: bytes) -> None:
     _END._answers.clear()
     os.write(_END._child_answer_w, raw[:60_000] or b"\x00")
     for answer in _END.receive() or []:
-        assert answer.kind <= handoff.BOOT_FAILED
-        assert len(answer.payload) <= handoff.LARGEST_ANSWER
+        assert answer.kind <= frames.BOOT_FAILED
+        assert len(answer.payload) <= frames.LARGEST_ANSWER
 
 
 def a_url(raw: bytes) -> None:

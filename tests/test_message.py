@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from prefork import message
 from prefork.errors import BadMessage, NotJSON, PayloadTooLarge
 from prefork.message import LATEST_MS, Header, Message, State, decode, derived_id, encode_body, encode_result, new_id
-from prefork.worker.handoff import Order, Terms
+from prefork.worker.frames import Order, Terms
 
 # -- ids --------------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@ from threading import Lock
 from typing import Any
 
 from prefork.message import Header
-from prefork.worker.handoff import Order, Terms
+from prefork.worker.frames import Order, Terms
 from prefork.worker.outbox import Outbox
 
 FORMAT: int

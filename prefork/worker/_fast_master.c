@@ -1,12 +1,12 @@
-/* The master's part: frames, answers and orders, as handoff.py and work.py make and read them, for what is usual. What
-   is not is left to them, and nothing has been done about it. */
+/* The master's part: frames, answers and orders, as frames.py, handoff.py and work.py make and read them, for what is
+   usual. What is not is left to them, and nothing has been done about it. */
 
 #include "_fast.h"
 
 #include <math.h>
 #include <structmember.h>
 
-/* As in message.py, handoff.py, work.py and dispatch.py. */
+/* As in message.py, frames.py, work.py and dispatch.py. */
 enum { LARGE_BYTES = 1 << 14, LONGEST_CACHED = 1024 };
 static const double LONGEST_S = 1e10, PASSAGE_S = 1e-9, OVERHEAD_S = 10e-6;
 static const long long LATEST_MS = 253402300799999;
@@ -22,10 +22,10 @@ typedef struct {
 static Class message_c = {"prefork.message", "Message", 1,
                           {"id", "queue", "header", "body", "enqueued_ms", "priority", "state"}, NULL, {0}};
 static Class header_c = {"prefork.message", "Header", 0, {"task"}, NULL, {0}};
-static Class order_c = {"prefork.worker.handoff", "Order", 1,
+static Class order_c = {"prefork.worker.frames", "Order", 1,
                         {"message", "terms", "attempt", "retried", "expected_s", "serial", "flags", "ready_since_s",
                          "cancelled"}, NULL, {0}};
-static Class terms_c = {"prefork.worker.handoff", "Terms", 0,
+static Class terms_c = {"prefork.worker.frames", "Terms", 0,
                         {"task", "queue", "max_retries", "timeout_s", "soft_timeout_s", "keeps_result"}, NULL, {0}};
 enum { ID, QUEUE, HEADER, BODY, ENQUEUED_MS, PRIORITY, STATE };
 enum { NAME };

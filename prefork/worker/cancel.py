@@ -6,7 +6,7 @@ import logging
 import time
 
 from prefork.worker.dispatch import Dispatcher
-from prefork.worker.handoff import Order
+from prefork.worker.frames import Order
 from prefork.worker.loop import Loop
 from prefork.worker.pool import Pool
 from prefork.worker.process import Process

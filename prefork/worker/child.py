@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import logging
 import os
 import pathlib
@@ -18,8 +17,6 @@ import resource
 import signal
 import sys
 import threading
-import traceback
-import types
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from time import monotonic, perf_counter, sleep
@@ -30,12 +27,12 @@ from setproctitle import setproctitle
 
 from prefork.app import Prefork
 from prefork.context import Context
-from prefork.errors import BadMessage, Dead, NotJSON, PayloadTooLarge, Retry
-from prefork.message import MAX_ERROR_TEXT, derived_id, encode_result
-from prefork.retry import default_retry_delay, retry_delay_s
+from prefork.errors import BadMessage, NotJSON, PayloadTooLarge
+from prefork.message import derived_id, encode_result
 from prefork.task import Task
-from prefork.worker import fast, handoff, notify
-from prefork.worker.handoff import ChildEnd, Given
+from prefork.worker import arguments, failure, fast, frames, notify
+from prefork.worker.frames import Given
+from prefork.worker.handoff import ChildEnd
 from prefork.worker.interrupt import Stopper, soft_timeout, with_soft_timeout
 from prefork.worker.logs import Handler, capture_prints
 from prefork.worker.slate import Slate
@@ -47,10 +44,7 @@ log = logging.getLogger("prefork")
 PROGRESS_EVERY_S = 0.2
 EXIT_BOOT_FAILED, EXIT_LOST_MASTER = 11, 12
 PR_SET_PDEATHSIG = 1
-ONE_DIGIT = bytes.maketrans(b"123456789", b"000000000")
-LEAST_ROUNDED = 9.2e18
 LOOK_EVERY_S = 0.001
-NOT_THE_TASKS = (__file__, os.path.join(os.path.dirname(os.__file__), "asyncio"))
 # Of the compiled part: number; when its task began, None if it has not; what that returned; what it raised.
 Ran = tuple[int, float | None, Any, BaseException | None]
 LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
@@ -110,9 +104,9 @@ class Child:
             for hook in self._app.child_start_hooks:
                 hook()
         except BaseException as error:
-            self._end.answer(0, handoff.BOOT_FAILED, orjson.dumps(_error(error)))
+            self._end.answer(0, frames.BOOT_FAILED, orjson.dumps(failure.told(error)))
             return False
-        self._end.answer(0, handoff.READY)
+        self._end.answer(0, frames.READY)
         return True
 
     def _work_compiled(self, run: Callable[..., Ran | None]) -> None:
@@ -134,7 +128,7 @@ class Child:
     def _run(self, given: Given, ran: Ran | None = None) -> None:
         task = self._tasks[given.task]
         self._log.task, self._log.task_id = task.name, given.id
-        if given.flags & handoff.WILL_LAST:
+        if given.flags & frames.WILL_LAST:
             setproctitle(f"{self._title}: {task.name} {given.id}")
         begun_s = (ran and ran[1]) or perf_counter()
         try:
@@ -143,17 +137,17 @@ class Child:
             elif ran[3] is None:
                 kind, payload = self._result(task, ran[2])
             else:
-                kind, payload = handoff.FAILED, self._failure(task, given, ran[3])
+                kind, payload = frames.FAILED, failure.verdict(task, given.retried, ran[3])
         except BaseException as error:  # what a failing task left over, such as a signal that came late
-            kind, payload = handoff.FAILED, self._failure(task, given, error)
+            kind, payload = frames.FAILED, failure.verdict(task, given.retried, error)
         ended_s = perf_counter()
         if self._is_copy:  # the task has forked, and this copy has returned from it too
             os._exit(0)
-        cpu_s = self._look(ended_s) if ended_s >= self._look_s or kind == handoff.FAILED else 0.0
+        cpu_s = self._look(ended_s) if ended_s >= self._look_s or kind == frames.FAILED else 0.0
         for printed in self._prints:
             printed.finish()
         self._log.task = ""
-        if given.flags & handoff.WILL_LAST:
+        if given.flags & frames.WILL_LAST:
             setproctitle(self._title)
         self._end.answer(given.number, kind, payload, ended_s - begun_s, cpu_s, self._peak_kib)
 
@@ -171,16 +165,10 @@ class Child:
 
     def _attempt(self, task: Task[..., Any], given: Given) -> tuple[int, bytes]:
         try:
-            args, kwargs = orjson.loads(given.body)
-            if not (isinstance(args, list) and isinstance(kwargs, dict)):
-                raise ValueError("the body is not [args, kwargs]")
-            # orjson makes a float, silently, of an integer that has more than 64 bits.
-            # Of the 19 digits or more that such an integer has, two are every ninth byte.
-            if b"00" in given.body[::9].translate(ONE_DIGIT) and _may_be_rounded(args) | _may_be_rounded(kwargs):
-                json.loads(given.body, parse_int=_int64)
-        except (ValueError, TypeError, RecursionError) as error:
+            args, kwargs = arguments.decode(given.body)
+        except ValueError as error:
             bad = BadMessage(f"message {given.id} for {task.name} has a damaged body: {error}")
-            return handoff.FAILED, _encode({"error": _error(bad), "dead": True})
+            return frames.FAILED, failure.dead(bad)
         context = None
         if task.options.takes_context:
             context = self._context(task, given)
@@ -191,17 +179,17 @@ class Child:
             self._stopper.running = 0
         except BaseException as error:
             self._stopper.running = 0
-            return handoff.FAILED, self._failure(task, given, error)
+            return frames.FAILED, failure.verdict(task, given.retried, error)
         kind, result = self._result(task, value)
-        if context and context.follow_ups and kind == handoff.DONE:
-            return handoff.DONE_WITH_FOLLOW_UPS, _follow_ups(given.id, context) + b"\n" + result
+        if context and context.follow_ups and kind == frames.DONE:
+            return frames.DONE_WITH_FOLLOW_UPS, _follow_ups(given.id, context) + b"\n" + result
         return kind, result
 
     def _result(self, task: Task[..., Any], value: Any) -> tuple[int, bytes]:
         try:
-            return handoff.DONE, encode_result(task.name, value) if task.options.result_ttl_s else b""
+            return frames.DONE, encode_result(task.name, value) if task.options.result_ttl_s else b""
         except (NotJSON, PayloadTooLarge) as error:
-            return handoff.FAILED, _encode({"error": _error(error), "dead": True})
+            return frames.FAILED, failure.dead(error)
 
     def _call(self, task: Task[..., Any], args: list[Any], kwargs: dict[str, Any], soft_s: float) -> Any:
         if not task.is_async:
@@ -229,7 +217,7 @@ class Child:
             now_s = monotonic()
             if now_s - said_s >= PROGRESS_EVERY_S or done == total:
                 said_s = now_s
-                self._end.answer(given.number, handoff.PROGRESS, _encode([done, total, _clean(str(text), 200)]))
+                self._end.answer(given.number, frames.PROGRESS, _encode([done, total, failure.clean(str(text), 200)]))
 
         deadline = datetime.now(UTC) + timedelta(seconds=given.timeout_s) if given.timeout_s else None
         enqueued_at = datetime.fromtimestamp(given.enqueued_ms / 1000, UTC)
@@ -237,24 +225,6 @@ class Child:
         return Context(
             given.id, task.name, self._queues[given.queue], given.attempt, left, enqueued_at, deadline, report=report
         )
-
-    def _failure(self, task: Task[..., Any], given: Given, error: BaseException) -> bytes:
-        """What the master needs to decide: the error; whether, when and at whose cost to try again."""
-        options = task.options
-        verdict: dict[str, Any] = {"error": _error(error)}
-        if isinstance(error, (Dead, *options.dont_retry_on)):
-            verdict["dead"] = True
-        elif isinstance(error, Retry):
-            verdict |= {"delay_s": error.delay_s, "counted": error.counted, "asked": True}
-        elif options.retry_on != (Exception,) and not isinstance(error, options.retry_on):
-            verdict["dead"] = True
-        if not verdict.get("dead") and verdict.get("delay_s") is None:
-            try:
-                verdict["delay_s"] = retry_delay_s(options.retry_delay, given.retried)
-            except BaseException as fault:
-                log.warning("retry_delay of %s failed (%r); the default holds", task.name, fault)
-                verdict["delay_s"] = default_retry_delay(given.retried)
-        return _encode(verdict)
 
 
 def cut_loose(master: int) -> None:
@@ -289,63 +259,9 @@ def _end_with(master: int) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _may_be_rounded(value: Any) -> bool:
-    """Whether there is a float in it that an integer of more than 64 bits may have become."""
-    rest = [value]
-    while rest:
-        it = rest.pop()
-        kind = type(it)
-        if kind is float:
-            if not -LEAST_ROUNDED < it < LEAST_ROUNDED:
-                return True
-        elif kind is dict:
-            rest.extend(it.values())
-        elif kind is list:
-            rest.extend(it)
-    return False
-
-
-def _int64(text: str) -> int:
-    if len(text) > 20 or not -(1 << 63) <= int(text) < 1 << 64:
-        raise ValueError(f"the integer {text if len(text) <= 30 else text[:30] + '…'} has more than 64 bits")
-    return int(text)
-
-
 def _follow_ups(parent: str, context: Context) -> bytes:
     entries = (invocation.entry(derived_id(parent, n)) for n, invocation in enumerate(context.follow_ups))
     return _encode([[e.queue, e.id, e.priority, e.at, e.payload.decode()] for e in entries])
-
-
-def _error(error: BaseException) -> dict[str, str]:
-    kind = type(error)
-    try:
-        text = str(error)
-    except BaseException:
-        text = "<its text cannot be made>"
-    try:
-        trace = "".join(traceback.format_exception(kind, error, _own_frames(error)))
-    except BaseException:
-        trace = ""
-    return {
-        "class": _clean(f"{kind.__module__}.{kind.__qualname__}".replace("prefork.errors.", "prefork."), 300),
-        "message": _clean(text, 2000),
-        "traceback": _clean(trace, MAX_ERROR_TEXT),
-    }
-
-
-def _own_frames(error: BaseException) -> types.TracebackType | None:
-    """The traceback without the frames at its beginning that are ours, or asyncio's for us."""
-    trace = error.__traceback__
-    while trace and trace.tb_frame.f_code.co_filename.startswith(NOT_THE_TASKS):
-        trace = trace.tb_next
-    return trace
-
-
-def _clean(text: str, limit: int) -> str:
-    """Text that JSON can carry, its middle left out if it is too long."""
-    if len(text) > limit:
-        text = f"{text[: limit // 3]}\n… {len(text) - limit:,} characters left out …\n{text[-(limit - limit // 3) :]}"
-    return text.encode("utf-8", "replace").decode()
 
 
 def _encode(value: Any) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from prefork.worker.handoff import Order
+from prefork.worker.frames import Order
 from prefork.worker.loop import Loop, Timer
 from prefork.worker.pool import Pool
 from prefork.worker.process import Process

@@ -16,7 +16,8 @@ from typing import Protocol
 from prefork.worker import fast, process
 from prefork.worker.crashes import CrashLoop
 from prefork.worker.evidence import OutOfMemory, without_stack
-from prefork.worker.handoff import BOOT_FAILED, READY, Answer, ChildEnd, MasterEnd, Order
+from prefork.worker.frames import BOOT_FAILED, READY, Answer, Order
+from prefork.worker.handoff import ChildEnd, MasterEnd
 from prefork.worker.loop import Loop
 from prefork.worker.process import Death, Process, State
 from prefork.worker.slate import STACK_SIGNAL, STOP_SIGNAL, Slate

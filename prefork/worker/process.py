@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import orjson
 import psutil
 
-from prefork.worker.handoff import MasterEnd, Order
+from prefork.worker.frames import Order
+from prefork.worker.handoff import MasterEnd
 from prefork.worker.slate import Slate
 from prefork.worker.slots import Slot
 

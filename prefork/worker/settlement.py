@@ -17,9 +17,9 @@ from prefork.message import Message, State
 from prefork.options import DAY_S, TEN_YEARS_S
 from prefork.retry import default_retry_delay, unknown_task_delay_s
 from prefork.task import Task
-from prefork.worker import handoff
+from prefork.worker import frames
 from prefork.worker.evidence import of_failure
-from prefork.worker.handoff import Answer, Order
+from prefork.worker.frames import Answer, Order
 from prefork.worker.outbox import Outboxes
 
 log = logging.getLogger("prefork")
@@ -48,10 +48,10 @@ class Settlement(Outboxes):
     def answered(self, order: Order, answer: Answer, channel: Channel, pid: int = 0) -> None:
         """The child with this pid has ended an attempt: done or failed."""
         message = order.message
-        if answer.kind == handoff.DONE and not order.terms.keeps_result:
+        if answer.kind == frames.DONE and not order.terms.keeps_result:
             self.outboxes[message.queue].plain.append(message.id)
             return
-        if answer.kind == handoff.FAILED:
+        if answer.kind == frames.FAILED:
             verdict = _verdict(answer.payload)
             verdict["error"] |= of_failure(pid, answer.cpu_s, answer.peak_kib)
             if order.cancelled:
@@ -65,7 +65,7 @@ class Settlement(Outboxes):
         result = answer.payload
         here: list[verbs.Entry] = []
         elsewhere: list[verbs.Entry] = []
-        if answer.kind == handoff.DONE_WITH_FOLLOW_UPS:
+        if answer.kind == frames.DONE_WITH_FOLLOW_UPS:
             follow_ups, result = answer.payload.split(b"\n", 1)
             entries = [
                 verbs.Entry(queue, id, priority, at, payload.encode())

@@ -17,7 +17,7 @@ from prefork.broker import verbs
 from prefork.broker.channel import Channel
 from prefork.worker.claims import Claims
 from prefork.worker.dispatch import Dispatcher
-from prefork.worker.handoff import Order
+from prefork.worker.frames import Order
 from prefork.worker.lease import Lease
 from prefork.worker.loop import Loop
 from prefork.worker.pool import Pool

@@ -21,14 +21,14 @@ from prefork.config import Settings
 from prefork.errors import BadMessage
 from prefork.message import LONGEST_CACHED, Header, Message, decode
 from prefork.task import Task
-from prefork.worker import evidence, fast, handoff
+from prefork.worker import evidence, fast, frames
 from prefork.worker.cancel import CANCELLED, Cancels
 from prefork.worker.claims import Claims
 from prefork.worker.clock import ServerClock
 from prefork.worker.deadline import Deadlines, LagWatch
 from prefork.worker.dispatch import Dispatcher, RunTimes
+from prefork.worker.frames import Answer, Order, Terms
 from prefork.worker.governor import Governor
-from prefork.worker.handoff import Answer, Order, Terms
 from prefork.worker.loop import Loop
 from prefork.worker.pool import Pool
 from prefork.worker.process import Death, Process
@@ -163,7 +163,7 @@ class Work:
         state, expected_s = message.state, self.times.expect_s(message.header.task)
         return Order(
             message, terms, state.attempts + 1 if state else 1, state.retried if state else 0, expected_s,
-            serial, handoff.WILL_LAST if expected_s > TITLE_AFTER_S else 0,
+            serial, frames.WILL_LAST if expected_s > TITLE_AFTER_S else 0,
         )  # fmt: skip
 
     def _has_expired(self, message: Message, now_ms: int) -> bool:
@@ -222,7 +222,7 @@ class Work:
         now_s, settle, times = time.monotonic(), child.end.settle, self.times
         debug = log.isEnabledFor(logging.DEBUG)
         for answer in answers:
-            if answer.kind == handoff.PROGRESS:
+            if answer.kind == frames.PROGRESS:
                 self._on_progress(child, answer)
                 continue
             order = settle(answer.number)
@@ -241,7 +241,7 @@ class Work:
                     order.message.id.encode(), order.message.queue, f"its answer cannot be handled: {error!r}"
                 )
             if debug:
-                done = "failed" if answer.kind == handoff.FAILED else "done"
+                done = "failed" if answer.kind == frames.FAILED else "done"
                 log.debug("%s %s %s in %.6f s", name, order.message.id, done, answer.ran_s)
         self._look_at_peak(child, max(answer.peak_kib for answer in answers))
 

@@ -26,10 +26,11 @@ from prefork import Context, Prefork, Retry, SoftTimeout
 from prefork.broker.keys import Keys
 from prefork.config import load
 from prefork.message import Header, Message, new_id
-from prefork.worker import fast, handoff
+from prefork.worker import fast, frames, handoff
 from prefork.worker.child import Child
 from prefork.worker.clock import ServerClock
-from prefork.worker.handoff import ANSWER, DONE, FRAME, TOKEN, Answer, MasterEnd, Order, Terms
+from prefork.worker.frames import ANSWER, DONE, FRAME, TOKEN, Answer, Order, Terms
+from prefork.worker.handoff import MasterEnd
 from prefork.worker.logs import Handler
 from prefork.worker.loop import Loop
 from prefork.worker.pool import Pool
@@ -399,7 +400,7 @@ def lived(name: str, folder: Path) -> tuple[list[tuple[int, int, Any]], str, int
         for task, body in BODIES:
             soft_s = app.tasks[task].options.soft_timeout_s or 0.0
             terms = Terms(Header(task), index[task], 0, 25, 0.0, soft_s, expires=False, keeps_result=True)
-            flags = handoff.WILL_LAST if len(orders) % 7 == 0 else 0
+            flags = frames.WILL_LAST if len(orders) % 7 == 0 else 0
             orders.append(Order(Message(ID, "default", terms.header, body, 1, 0), terms, 1, 0, 1e-5, 1, flags))
         answers: list[Answer] = []
         end_s = time.monotonic() + PATIENCE_S
@@ -520,7 +521,7 @@ def test_what_fails_around_a_task_is_an_error_and_leaves_no_lock_behind() -> Non
 @pytest.mark.parametrize(
     "frame",
     [
-        framed(1, flags=handoff.WILL_LAST), framed(1, soft_s=1.0), framed(1, task=1), framed(1, task=9), framed(2),
+        framed(1, flags=frames.WILL_LAST), framed(1, soft_s=1.0), framed(1, task=1), framed(1, task=9), framed(2),
         framed(1, b"x"), framed(1, b"[[1234567890123456789],{}]"), framed(1)[:-1], framed(1)[:40], b"",
         framed(1, b'[["%s"],{}]' % (b"x" * handoff.READ_BYTES)),
     ],
@@ -601,7 +602,7 @@ def test_nothing_is_left_behind() -> None:
         lambda: BUILT.orders(ids, raws, [None] * 3, "default", 1, usual, known, 0.05),
         lambda: BUILT.orders(ids, raws, [None] * 3, "default", 1, {}, {}, 0.05),
         done,
-        lambda: done((DONE, handoff.FAILED)),
+        lambda: done((DONE, frames.FAILED)),
         lambda: run(framed(1, FULL) + framed(2, FULL)),
         lambda: run(framed(1, FULL) + framed(2, FULL, task=1)),
         lambda: run(framed(1, FULL) + framed(2, FULL, task=2)),

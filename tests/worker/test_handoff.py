@@ -18,21 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefork.message import Header, Message, new_id
-from prefork.worker import fast, handoff
-from prefork.worker.handoff import (
-    ANSWER,
-    DONE,
-    FAILED,
-    PROGRESS,
-    READY,
-    TOKEN,
-    Answer,
-    ChildEnd,
-    Given,
-    MasterEnd,
-    Order,
-    Terms,
-)
+from prefork.worker import fast, frames, handoff
+from prefork.worker.frames import ANSWER, DONE, FAILED, PROGRESS, READY, TOKEN, Answer, Given, Order, Terms
+from prefork.worker.handoff import ChildEnd, MasterEnd
 
 PATIENCE_S = 60
 
@@ -50,7 +38,7 @@ def part(request: pytest.FixtureRequest) -> Iterator[None]:
 def order(body: bytes = b"[[],{}]", task: int = 0, attempt: int = 1, max_retries: int = 25, retried: int = 0) -> Order:
     message = Message(new_id(), "default", Header("t"), body, 1764000000000, 0)
     terms = Terms(message.header, task, 2, max_retries, 2.5, 1.5, expires=False, keeps_result=True)
-    return Order(message, terms, attempt, retried, expected_s=0.001, serial=1, flags=handoff.WILL_LAST)
+    return Order(message, terms, attempt, retried, expected_s=0.001, serial=1, flags=frames.WILL_LAST)
 
 
 @contextmanager
@@ -92,7 +80,7 @@ def test_an_order_arrives_with_all_that_its_attempt_needs() -> None:
         it = order(b'[[7],{"copy":true}]', task=3, attempt=4, max_retries=9, retried=2)
         assert master.hand([it])
         assert child.next() == Given(
-            number=1, task=3, queue=2, flags=handoff.WILL_LAST, attempt=4, retried=2, max_retries=9, timeout_s=2.5,
+            number=1, task=3, queue=2, flags=frames.WILL_LAST, attempt=4, retried=2, max_retries=9, timeout_s=2.5,
             soft_timeout_s=1.5, enqueued_ms=1764000000000, id=it.message.id, body=b'[[7],{"copy":true}]',
         )  # fmt: skip
         child.answer(1, DONE, b"result", 0.5, 0.25, 4096)
@@ -293,7 +281,7 @@ def test_answers_may_come_in_pieces_of_any_size(answers: list[tuple[int, bytes]]
 GARBAGE = [
     ANSWER.pack(1, 6, 0, 0, 0, 0),
     ANSWER.pack(1, 255, 0, 0, 0, 0),
-    ANSWER.pack(1, DONE, handoff.LARGEST_ANSWER + 1, 0, 0, 0),
+    ANSWER.pack(1, DONE, frames.LARGEST_ANSWER + 1, 0, 0, 0),
     b"Traceback (most recent call last):\n" * 3,
     b"\xff" * ANSWER.size,
 ]
@@ -315,7 +303,7 @@ def test_no_bytes_at_all_are_worse_than_garbage(data: bytes) -> None:
             answers = master.receive() or []
         except ValueError:
             return
-        assert all(answer.kind <= handoff.BOOT_FAILED for answer in answers)
+        assert all(answer.kind <= frames.BOOT_FAILED for answer in answers)
 
 
 def test_what_was_answered_before_the_garbage_is_not_lost_with_it() -> None:

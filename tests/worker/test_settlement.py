@@ -14,7 +14,7 @@ from prefork.broker.verbs import Call
 from prefork.message import Header, Message, State, new_id
 from prefork.retry import UNKNOWN_TASK_DELAYS_S
 from prefork.worker.evidence import of_failure
-from prefork.worker.handoff import DONE, DONE_WITH_FOLLOW_UPS, FAILED, Answer, Order, Terms
+from prefork.worker.frames import DONE, DONE_WITH_FOLLOW_UPS, FAILED, Answer, Order, Terms
 from prefork.worker.outbox import BATCH, MOST_BYTES, MOST_RECORDS, MOST_REFUSED
 from prefork.worker.settlement import Settlement
 

@@ -14,7 +14,8 @@ from prefork.broker.keys import Keys
 from prefork.config import load
 from prefork.message import Header, Message, new_id
 from prefork.worker.clock import ServerClock
-from prefork.worker.handoff import ChildEnd, Order, Terms
+from prefork.worker.frames import Order, Terms
+from prefork.worker.handoff import ChildEnd
 from prefork.worker.loop import Loop
 from prefork.worker.pool import Pool
 from prefork.worker.settlement import Settlement
