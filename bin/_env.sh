@@ -25,7 +25,11 @@ need() {
         return
     fi
     env=$root/.venv${version:+-$version}
-    key="$(cat "$root/pyproject.toml" "$root"/prefork/worker/*.[ch] | cksum) $root" || exit 1
+    key=
+    for file in "$root"/pyproject.toml "$root"/prefork/worker/*.[ch]; do
+        key="$key$(cksum <"$file") " || exit 1
+    done
+    key=$key$root
     ready "$1" && return
     find_python
     extras=$1

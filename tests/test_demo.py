@@ -194,7 +194,7 @@ def test_sums_that_differ_and_mishaps_that_did_not_happen_are_faults(monkeypatch
 
 @pytest.mark.parametrize("command", ["demo", "prefork", "prefork-worker", "test"])
 def test_a_machine_without_python_is_told_so_in_one_line(command: str, tmp_path: Path) -> None:
-    for name in ("bin", "pyproject.toml"):
+    for name in ("bin", "prefork", "pyproject.toml"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
     tools = tmp_path / "tools"

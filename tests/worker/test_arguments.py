@@ -25,7 +25,7 @@ def test_what_was_enqueued_comes_out(args: list[object], kwargs: dict[str, objec
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (b"", ""), (b"nonsense", ""), (b"\xff", ""), (b"5", "not iterable"),
+        (b"", ""), (b"nonsense", ""), (b"\xff", ""), (b"5", "iterable"),
         (b"[]", "not enough values"), (b"[[],{},1]", "too many values"), (b"[{},[]]", r"not \[args, kwargs\]"),
         (b"[" * 10_000, ""), (b'[["\\ud800"],{}]', ""),
         (b"[[18446744073709551616],{}]", "more than 64 bits"), (b'[[],{"a":[-9223372036854775809]}]', "more than 64"),

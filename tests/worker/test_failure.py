@@ -32,12 +32,13 @@ def of(task: Task[..., Any], error: BaseException, retried: int = 0) -> dict[str
 
 
 def test_an_error_is_tried_again_after_the_delay_of_its_task() -> None:
-    task = a_task("delayed", retry_delay=[1, 7])
-    assert [of(task, ValueError(), retried)["delay_s"] for retried in range(3)] == [1, 7, 7]
+    assert of(a_task("delayed", retry_delay=7), ValueError()) == {"delay_s": 7}
+    task = a_task("growing", retry_delay=lambda retried: 3 + retried)
+    assert [of(task, ValueError(), retried)["delay_s"] for retried in range(3)] == [3, 4, 5]
 
 
 def test_what_a_task_asks_for_holds() -> None:
-    task = a_task("asking", retry_delay=[1])
+    task = a_task("asking", retry_delay=1)
     assert of(task, Retry(delay=9, counted=False)) == {"delay_s": 9, "counted": False, "asked": True}
     assert of(task, Retry()) == {"delay_s": 1, "counted": True, "asked": True}
     assert of(task, Dead("no")) == {"dead": True}
@@ -45,12 +46,12 @@ def test_what_a_task_asks_for_holds() -> None:
 
 def test_only_what_a_task_names_is_tried_again() -> None:
     assert of(a_task("named", retry_on=[OSError]), ValueError()) == {"dead": True}
-    assert of(a_task("but_named", retry_on=[OSError], retry_delay=[1]), ConnectionError()) == {"delay_s": 1}
+    assert of(a_task("but_named", retry_on=[OSError], retry_delay=1), ConnectionError()) == {"delay_s": 1}
     assert of(a_task("barred", dont_retry_on=[OSError]), ConnectionError()) == {"dead": True}
 
 
 def test_a_delay_that_fails_is_said_and_the_default_holds(caplog: pytest.LogCaptureFixture) -> None:
-    task = a_task("odd", retry_delay=lambda attempt: 1 / 0)
+    task = a_task("odd", retry_delay=lambda retried: 1 / 0)
     with caplog.at_level(logging.WARNING, "prefork"):
         assert of(task, ValueError())["delay_s"] > 0
     assert "retry_delay of odd failed (ZeroDivisionError" in caplog.text
