@@ -315,7 +315,7 @@ def of_master() -> None:
     raw, orders = b"1 1764000000000 0 " + PAYLOAD, []
     for n, id in enumerate(new_ids(640)):
         message = decode(id.encode(), "default", raw)
-        orders.append(Order(message, Terms(message.header, 0, 0, 25, 0.0, 0.0, False, False), 1, 0, 1e-5, n))
+        orders.append(Order(message, Terms(message.header, 0, 0, 25, 0.0, 0.0, False, 0), 1, 0, 1e-5, n))
     b"".join(part for n, order in enumerate(orders) for part in order.frame(n))
 
 
@@ -324,7 +324,7 @@ def of_child() -> Callable[[], object]:
     task_r, task_w = os.pipe()
     token_r, token_w = os.pipe()
     message = decode(next(new_ids(1)).encode(), "default", b"1 1764000000000 0 " + PAYLOAD)
-    frame = b"".join(Order(message, Terms(message.header, 0, 0, 25, 0.0, 0.0, False, False), 1, 0, 0, 0).frame(7))
+    frame = b"".join(Order(message, Terms(message.header, 0, 0, 25, 0.0, 0.0, False, 0), 1, 0, 0, 0).frame(7))
     end = ChildEnd(task_r, token_r, -1)
 
     def act() -> None:

@@ -177,7 +177,7 @@ def handed_out(it: Message) -> None:
     max_retries = 25 if header.max_retries is None else int(header.max_retries)
     timeout_s, soft_timeout_s = header.timeout_s or 0.0, header.soft_timeout_s or 0.0
     assert timeout_s >= 0
-    terms = Terms(header, 0, 0, max_retries, timeout_s, soft_timeout_s, expires=False, keeps_result=True)
+    terms = Terms(header, 0, 0, max_retries, timeout_s, soft_timeout_s, expires=False, result_ttl_ms=86_400_000)
     Order(it, terms, state.attempts + 1, state.retried, expected_s=0.001, serial=1).frame(1)
 
 

@@ -28,7 +28,7 @@ typedef struct {
 } Answer;
 #pragma pack(pop)
 
-enum { DONE = 1, READ_BYTES = 1 << 16 };
+enum { DONE = 1, READ_BYTES = 1 << 16, MOST_PAYLOAD = 2048 };
 
 int init_child(void);
 PyObject *child_run(PyObject *module, PyObject *given);

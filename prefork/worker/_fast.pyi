@@ -10,7 +10,12 @@ FORMAT: int
 
 def frames(orders: list[Order], first: int) -> bytes | None: ...
 def done(
-    data: bytes, unanswered: dict[int, Order], outboxes: dict[str, Outbox], known: dict[str, list[float]], mix_s: float
+    data: bytes,
+    unanswered: dict[int, Order],
+    outboxes: dict[str, Outbox],
+    known: dict[str, list[float]],
+    mix_s: float,
+    now_ms: int,
 ) -> tuple[int, int, float, int, float]: ...
 def orders(
     ids: list[bytes], messages: list[bytes], states: list[bytes | None], queue: str, serial: int,
@@ -19,5 +24,6 @@ def orders(
 def run(
     child: Any, end: Any, token_r: int, answer_w: int, lock: Lock, log: Any, stopper: Any,
     tasks: tuple[tuple[Any, str, bool] | None, ...], prints: tuple[Any, ...],
-    loads: Callable[[bytes], Any], clock: Callable[[], float], look: Callable[[float], float],
+    loads: Callable[[bytes], Any], dumps: Callable[[Any], bytes],
+    clock: Callable[[], float], look: Callable[[float], float],
 ) -> tuple[int, float | None, Any, BaseException | None] | None: ...  # fmt: skip

@@ -92,18 +92,38 @@ static int next_token(int fd, uint64_t *number) {
     }
 }
 
-static int write_answer(int fd, PyObject *lock, const Answer *answer) {
+/* What a task has returned, as Python's path would write it. -> its size; -1: that path has to look at it */
+static Py_ssize_t encode(PyObject *dumps, PyObject *value, char *payload) {
+    if (value == Py_None) {
+        memcpy(payload, "null", 4);
+        return 4;
+    }
+    PyObject *raw = PyObject_CallOneArg(dumps, value);
+    Py_ssize_t size = raw && PyBytes_CheckExact(raw) ? PyBytes_GET_SIZE(raw) : -1;
+    if (size > MOST_PAYLOAD)
+        size = -1;
+    if (size >= 0)
+        memcpy(payload, PyBytes_AS_STRING(raw), size);
+    for (Py_ssize_t at = 0; at + 4 <= size; at++) /* it may stand for a NaN, which is an error */
+        if (payload[at] == 'n' && !memcmp(payload + at, "null", 4))
+            size = -1;
+    Py_XDECREF(raw);
+    PyErr_Clear();
+    return size;
+}
+
+static int write_answer(int fd, PyObject *lock, const char *answer, size_t size) {
     PyObject *it = PyObject_CallMethodNoArgs(lock, s_acquire);
     if (!it)
         return -1;
     Py_DECREF(it);
     size_t at = 0;
     int failed = 0;
-    while (at < sizeof *answer && !failed) {
+    while (at < size && !failed) {
         ssize_t written;
         int why;
         Py_BEGIN_ALLOW_THREADS
-        written = write(fd, (const char *)answer + at, sizeof *answer - at);
+        written = write(fd, answer + at, size - at);
         why = errno;
         Py_END_ALLOW_THREADS
         if (written >= 0)
@@ -178,18 +198,18 @@ static int end_task(PyObject *child, PyObject *clock, PyObject *look, PyObject *
 }
 
 const char child_run_doc[] = PyDoc_STR(
-"run(child, end, token_r, answer_w, lock, log, stopper, tasks, prints, loads, clock, look)\n--\n\n"
-"Run and answer messages as long as they are usual. `tasks`: for each (task, name, whether to answer), or None.\n\n"
+"run(child, end, token_r, answer_w, lock, log, stopper, tasks, prints, loads, dumps, clock, look)\n--\n\n"
+"Run and answer messages as long as they are usual. `tasks`: for each (task, name, whether it keeps its result), or None.\n\n"
 "-> (number, None, None, None): that one has its token and is still to be run; (number, begun_s, value, error): it\n"
 "was run, and is to be answered; None: no more tokens. In both cases its frame is still the next one in `end`.");
 
 PyObject *child_run(PyObject *module, PyObject *given) {
-    PyObject *child, *end, *lock, *log, *stopper, *tasks, *prints, *loads, *clock, *look, *buffer = NULL, *back = NULL;
+    PyObject *child, *end, *lock, *log, *stopper, *tasks, *prints, *loads, *dumps, *clock, *look, *buffer = NULL, *back = NULL;
     int token_r, answer_w, more;
     Py_ssize_t at = 0;
     Frame frame;
-    if (!PyArg_ParseTuple(given, "OOiiOOOO!O!OOO:run", &child, &end, &token_r, &answer_w, &lock, &log, &stopper,
-                          &PyTuple_Type, &tasks, &PyTuple_Type, &prints, &loads, &clock, &look))
+    if (!PyArg_ParseTuple(given, "OOiiOOOO!O!OOOO:run", &child, &end, &token_r, &answer_w, &lock, &log, &stopper,
+                          &PyTuple_Type, &tasks, &PyTuple_Type, &prints, &loads, &dumps, &clock, &look))
         return NULL;
     uint64_t number;
     if (!(back = PyObject_GetAttr(end, s_at)))
@@ -208,6 +228,8 @@ PyObject *child_run(PyObject *module, PyObject *given) {
         PyObject *task = NULL, *id = NULL, *args = NULL, *kwargs = NULL, *begun = NULL, *value, *error = NULL;
         double begun_s;
         Answer answer = {number, DONE, 0, 0.0, 0.0, 0};
+        char out[sizeof answer + MOST_PAYLOAD];
+        Py_ssize_t payload = 0;
         if (left >= sizeof frame) {
             memcpy(&frame, data, sizeof frame);
             data += sizeof frame;
@@ -251,7 +273,9 @@ PyObject *child_run(PyObject *module, PyObject *given) {
             Py_XDECREF(error);
             goto failed;
         }
-        if (error || PyTuple_GET_ITEM(task, 2) != Py_True) {
+        if (!error && PyTuple_GET_ITEM(task, 2) == Py_True)
+            payload = encode(dumps, value, out + sizeof answer);
+        if (error || payload < 0) {
             back = Py_BuildValue("KOOO", (unsigned long long)number, begun, value ? value : Py_None,
                                  error ? error : Py_None);
             Py_XDECREF(value);
@@ -263,8 +287,11 @@ PyObject *child_run(PyObject *module, PyObject *given) {
         Py_CLEAR(kwargs);
         at += sizeof frame + frame.size;
         answer.ran_s = -begun_s;
-        if (end_task(child, clock, look, prints, &answer) < 0 || PyObject_SetAttr(log, s_task, s_empty) < 0 ||
-            write_answer(answer_w, lock, &answer) < 0)
+        answer.size = (uint32_t)payload;
+        if (end_task(child, clock, look, prints, &answer) < 0 || PyObject_SetAttr(log, s_task, s_empty) < 0)
+            goto failed;
+        memcpy(out, &answer, sizeof answer);
+        if (write_answer(answer_w, lock, out, sizeof answer + payload) < 0)
             goto failed;
         Py_DECREF(id);
         Py_DECREF(begun);

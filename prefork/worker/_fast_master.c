@@ -26,11 +26,11 @@ static Class order_c = {"prefork.worker.frames", "Order", 1,
                         {"message", "terms", "attempt", "retried", "expected_s", "serial", "flags", "ready_since_s",
                          "cancelled"}, NULL, {0}};
 static Class terms_c = {"prefork.worker.frames", "Terms", 0,
-                        {"task", "queue", "max_retries", "timeout_s", "soft_timeout_s", "keeps_result"}, NULL, {0}};
+                        {"task", "queue", "max_retries", "timeout_s", "soft_timeout_s", "result_ttl_ms"}, NULL, {0}};
 enum { ID, QUEUE, HEADER, BODY, ENQUEUED_MS, PRIORITY, STATE };
 enum { NAME };
 enum { MESSAGE, TERMS, ATTEMPT, RETRIED, EXPECTED_S, SERIAL, FLAGS, READY_SINCE_S, CANCELLED };
-enum { T_TASK, T_QUEUE, T_MAX_RETRIES, T_TIMEOUT_S, T_SOFT_TIMEOUT_S, T_KEEPS_RESULT };
+enum { T_TASK, T_QUEUE, T_MAX_RETRIES, T_TIMEOUT_S, T_SOFT_TIMEOUT_S, T_RESULT_TTL_MS };
 #define SLOT(object, class, slot) (*(PyObject **)((char *)(object) + (class).at[slot]))
 #define IS(object, class) ((object) && Py_TYPE(object) == (class).type)
 
@@ -163,28 +163,60 @@ static int set_item(PyObject *list, Py_ssize_t at, double value) {
     return it ? PyList_SetItem(list, at, it) : -1;
 }
 
+/* The record of a success as settlement.py makes it, of a task whose name needs no escapes; NULL also if it is not so. */
+static PyObject *success(PyObject *message, PyObject *name, const Answer *it, const char *value, long long now_ms) {
+    char begin[512];
+    uint64_t enqueued_ms;
+    Py_ssize_t length;
+    const char *text = PyUnicode_CheckExact(name) ? PyUnicode_AsUTF8AndSize(name, &length) : NULL;
+    if (!text)
+        PyErr_Clear();
+    if (!text || length > 256 || !whole(SLOT(message, message_c, ENQUEUED_MS), LATEST_MS, &enqueued_ms))
+        return NULL;
+    for (Py_ssize_t n = 0; n < length; n++)
+        if ((unsigned char)text[n] < ' ' || text[n] == '"' || text[n] == '\\')
+            return NULL;
+    char *ran = PyOS_double_to_string(it->ran_s, 'f', 6, 0, NULL); /* snprintf has the commas of some languages */
+    if (!ran)
+        return NULL;
+    int size = snprintf(begin, sizeof begin,
+                        "{\"status\":\"SUCCESSFUL\",\"task\":\"%s\",\"attempts\":1,\"enqueued_ms\":%llu,"
+                        "\"started_ms\":%lld,\"finished_ms\":%lld,\"ran_s\":%s,\"value\":",
+                        text, (unsigned long long)enqueued_ms, now_ms - (long long)rint(it->ran_s * 1000), now_ms, ran);
+    PyMem_Free(ran);
+    PyObject *record = size < (int)sizeof begin ? PyBytes_FromStringAndSize(NULL, size + it->size + 1) : NULL;
+    if (!record)
+        return NULL;
+    memcpy(PyBytes_AS_STRING(record), begin, size);
+    memcpy(PyBytes_AS_STRING(record) + size, value, it->size);
+    PyBytes_AS_STRING(record)[size + it->size] = '}';
+    return record;
+}
+
 const char master_done_doc[] = PyDoc_STR(
-"done(data, unanswered, outboxes, known, mix_s)\n--\n\n"
-"Settle the answers at the beginning of `data` that are usual: done, and no result to keep. Their ids go to the lists\n"
-"`plain` of their outboxes, what they took into `known`.\n\n"
+"done(data, unanswered, outboxes, known, mix_s, now_ms)\n--\n\n"
+"Settle the answers at the beginning of `data` that are usual: done, at the first attempt if there is a result to keep.\n"
+"Their ids go to the lists `plain` of their outboxes, or with their results to `records`; what they took into `known`.\n\n"
 "-> bytes of `data` that are done with, orders among them, seconds that these were expected to take, the largest peak\n"
 "memory in KiB, the new `mix_s`");
 
 PyObject *master_done(PyObject *module, PyObject *given) {
-    PyObject *unanswered, *outboxes, *known, *last_queue = NULL, *plain = NULL;
+    PyObject *unanswered, *outboxes, *known, *last_queue = NULL, *plain = NULL, *records = NULL, *done = NULL;
     const char *data;
     Py_ssize_t size, at = 0, orders = 0;
     double mix_s, load_s = 0.0;
+    long long now_ms;
     uint32_t peak_kib = 0;
-    if (!PyArg_ParseTuple(given, "y#O!O!O!d:done", &data, &size, &PyDict_Type, &unanswered, &PyDict_Type, &outboxes,
-                          &PyDict_Type, &known, &mix_s) || know_all() < 0)
+    if (!PyArg_ParseTuple(given, "y#O!O!O!dL:done", &data, &size, &PyDict_Type, &unanswered, &PyDict_Type, &outboxes,
+                          &PyDict_Type, &known, &mix_s, &now_ms) || know_all() < 0 ||
+        !(done = PyUnicode_InternFromString("done")))
         return NULL;
-    for (; size - at >= (Py_ssize_t)sizeof(Answer); at += sizeof(Answer)) {
+    while (size - at >= (Py_ssize_t)sizeof(Answer)) {
         Answer it;
         double mean, deviation, expected_s;
         memcpy(&it, data + at, sizeof it);
         int told = it.ran_s >= 0 && it.ran_s < LONGEST_S && it.cpu_s >= -1 && it.cpu_s < LONGEST_S;
-        if (it.kind != DONE || it.size || !told)
+        if (it.kind != DONE || it.size > MOST_PAYLOAD || size - at - (Py_ssize_t)sizeof it < it.size || !told)
             break;
         PyObject *number = PyLong_FromUnsignedLongLong(it.number);
         PyObject *order = number ? PyDict_GetItemWithError(unanswered, number) : NULL;
@@ -195,7 +227,8 @@ PyObject *master_done(PyObject *module, PyObject *given) {
         } else {
             PyObject *message = is_order(order) ? SLOT(order, order_c, MESSAGE) : NULL;
             PyObject *header = message ? SLOT(message, message_c, HEADER) : NULL, *times = NULL;
-            if (IS(header, header_c) && SLOT(SLOT(order, order_c, TERMS), terms_c, T_KEEPS_RESULT) == Py_False &&
+            PyObject *ttl_ms = message ? SLOT(SLOT(order, order_c, TERMS), terms_c, T_RESULT_TTL_MS) : NULL;
+            if (IS(header, header_c) && ttl_ms && PyLong_CheckExact(ttl_ms) &&
                 real(SLOT(order, order_c, EXPECTED_S), &expected_s) && expected_s < LONGEST_S)
                 times = times_of(known, SLOT(header, header_c, NAME), &mean, &deviation);
             PyObject *queue = times ? SLOT(message, message_c, QUEUE) : NULL;
@@ -204,17 +237,32 @@ PyObject *master_done(PyObject *module, PyObject *given) {
             if (queue && queue != last_queue) {
                 PyObject *outbox = PyDict_GetItemWithError(outboxes, queue);
                 Py_XSETREF(plain, outbox ? PyObject_GetAttrString(outbox, "plain") : NULL);
+                Py_XSETREF(records, plain ? PyObject_GetAttrString(outbox, "records") : NULL);
                 Py_XSETREF(last_queue, Py_NewRef(queue));
             }
             Py_ssize_t length = body && !PyErr_Occurred() ? PyObject_Size(body) : -1;
-            if (length < 0 || !id || !plain || !PyList_CheckExact(plain)) {
+            if (length < 0 || !id || !plain || !PyList_CheckExact(plain) || !records || !PyList_CheckExact(records)) {
+                Py_DECREF(number);
+                break;
+            }
+            PyObject *outcome = NULL;
+            if (PyObject_IsTrue(ttl_ms)) {
+                PyObject *record = NULL;
+                if (it.size && SLOT(message, message_c, STATE) == Py_None)
+                    record = success(message, SLOT(header, header_c, NAME), &it, data + at + sizeof it, now_ms);
+                outcome = record ? Py_BuildValue("(O(OOON))", id, done, id, ttl_ms, record) : NULL;
+            } else if (!it.size)
+                outcome = Py_NewRef(id);
+            if (!outcome) {
                 Py_DECREF(number);
                 break;
             }
             double ran_s = it.ran_s + (double)length * PASSAGE_S + OVERHEAD_S, off_s = ran_s - mean;
-            int failed = PyList_Append(plain, id) < 0 || set_item(times, 0, mean + off_s / 8) < 0 ||
+            int failed = PyList_Append(outcome == id ? plain : records, outcome) < 0 ||
+                         set_item(times, 0, mean + off_s / 8) < 0 ||
                          set_item(times, 1, deviation + (fabs(off_s) - deviation) / 4) < 0 ||
                          PyDict_DelItem(unanswered, number) < 0;
+            Py_DECREF(outcome);
             Py_DECREF(number);
             if (failed)
                 break;
@@ -224,9 +272,12 @@ PyObject *master_done(PyObject *module, PyObject *given) {
         }
         if (it.peak_kib > peak_kib)
             peak_kib = it.peak_kib;
+        at += sizeof it + it.size;
     }
     Py_XDECREF(plain);
+    Py_XDECREF(records);
     Py_XDECREF(last_queue);
+    Py_DECREF(done);
     return PyErr_Occurred() ? NULL : Py_BuildValue("nndkd", at, orders, load_s, (unsigned long)peak_kib, mix_s);
 }
 

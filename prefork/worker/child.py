@@ -112,12 +112,12 @@ class Child:
     def _work_compiled(self, run: Callable[..., Ran | None]) -> None:
         """The same in C, as long as messages are usual; it returns with each that is not, before or after its task."""
         end, usual = self._end, tuple(
-            None if task.is_async or task.options.takes_context else (task, task.name, not task.options.result_ttl_s)
+            None if task.is_async or task.options.takes_context else (task, task.name, bool(task.options.result_ttl_s))
             for task in self._tasks
         )  # fmt: skip
         while ran := run(
             self, end, end.token_r, end.answer_w, end.writing, self._log, self._stopper, usual, self._prints,
-            orjson.loads, perf_counter, self._look,
+            orjson.loads, orjson.dumps, perf_counter, self._look,
         ):  # fmt: skip
             given = end.next(ran[0])
             if given is None:

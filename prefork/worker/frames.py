@@ -33,7 +33,7 @@ class Terms:
     timeout_s: float
     soft_timeout_s: float
     expires: bool
-    keeps_result: bool
+    result_ttl_ms: int  # 0: no result is kept
 
 
 @dataclass(slots=True)

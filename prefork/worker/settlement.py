@@ -25,6 +25,10 @@ from prefork.worker.outbox import Outboxes
 log = logging.getLogger("prefork")
 Evidence = Mapping[str, Any]  # see evidence.py
 NONE: Evidence = {}
+SUCCESS = (
+    b'{"status":"SUCCESSFUL","task":%b,"attempts":%d,"enqueued_ms":%d,"started_ms":%d,"finished_ms":%d,"ran_s":%.6f,'
+    b'%b"value":%b}'
+)
 
 
 class Settlement(Outboxes):
@@ -48,7 +52,8 @@ class Settlement(Outboxes):
     def answered(self, order: Order, answer: Answer, channel: Channel, pid: int = 0) -> None:
         """The child with this pid has ended an attempt: done or failed."""
         message = order.message
-        if answer.kind == frames.DONE and not order.terms.keeps_result:
+        ttl_ms = order.terms.result_ttl_ms
+        if answer.kind == frames.DONE and not ttl_ms:
             self.outboxes[message.queue].plain.append(message.id)
             return
         if answer.kind == frames.FAILED:
@@ -59,8 +64,6 @@ class Settlement(Outboxes):
             else:
                 self._failed(order, verdict, answer.ran_s)
             return
-        task = self._tasks[message.header.task]
-        ttl_ms = round(task.options.result_ttl_s * 1000)
         outbox = self.outboxes[message.queue]
         result = answer.payload
         here: list[verbs.Entry] = []
@@ -219,15 +222,15 @@ class Settlement(Outboxes):
         return round((task.options.result_ttl_s if task else DAY_S) * 1000)
 
     def _success(self, message: Message, ran_s: float, result: bytes) -> bytes:
-        now_ms = self._now_ms()
-        record: dict[str, Any] = {
-            "status": "SUCCESSFUL", "task": message.header.task, "attempts": 1, "enqueued_ms": message.enqueued_ms,
-            "started_ms": now_ms - round(ran_s * 1000), "finished_ms": now_ms, "ran_s": round(ran_s, 6),
-        }  # fmt: skip
+        now_ms, attempts, errors = self._now_ms(), 1, b""
+        started_ms = now_ms - round(ran_s * 1000)
         if message.state:
             state = self._begun(message, ran_s)
-            record |= {"attempts": state.attempts, "started_ms": state.started_ms, "errors": state.errors}
-        return orjson.dumps(record)[:-1] + b',"value":' + result + b"}"
+            attempts, started_ms = state.attempts, state.started_ms
+            errors = b'"errors":%b,' % orjson.dumps(state.errors)
+        return SUCCESS % (
+            orjson.dumps(message.header.task), attempts, message.enqueued_ms, started_ms, now_ms, ran_s, errors, result
+        )  # fmt: skip
 
     def _failure(self, message: Message, state: State, error: dict[str, Any] | None = None) -> bytes:
         return orjson.dumps({

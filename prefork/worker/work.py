@@ -155,7 +155,7 @@ class Work:
             timeout_s=header.timeout_s or options.timeout_s or self._settings.timeout_s or 0.0,
             soft_timeout_s=header.soft_timeout_s or options.soft_timeout_s or 0.0,
             expires=any(it is not None for it in (header.expires_ms, header.expires_s, options.expires_s)),
-            keeps_result=bool(options.result_ttl_s),
+            result_ttl_ms=round(options.result_ttl_s * 1000),
         )  # fmt: skip
         return terms
 
@@ -246,12 +246,12 @@ class Work:
         self._look_at_peak(child, max(answer.peak_kib for answer in answers))
 
     def on_done(self, child: Process, data: bytes) -> bytes:
-        """The same in C for the usual answers, done and no result to keep, as far as they come first. -> the rest"""
+        """The same in C for the usual answers, done at the first attempt, as far as they come first. -> the rest"""
         times, settlement = self.times, self._settlement
         if fast.compiled is None or child.killed_for == FENCED or log.isEnabledFor(logging.DEBUG):
             return data
         size, orders, expected_s, peak_kib, times.mix_s = fast.compiled.done(
-            data, child.end.unanswered, settlement.outboxes, times.known, times.mix_s
+            data, child.end.unanswered, settlement.outboxes, times.known, times.mix_s, self._clock.now_ms()
         )
         if orders:
             child.slot.answered(expected_s, time.monotonic(), orders)

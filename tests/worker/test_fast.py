@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -62,7 +63,7 @@ SECONDS = st.sampled_from([0.0, 0, 1.5, 30, 10**400, None, "1"])
 ORDERS = st.builds(
     lambda id, body, ms, task, queue, most, hard_s, soft_s, attempt, retried, flags: Order(
         Message(id, "default", Header("t"), body, ms, 0),
-        Terms(Header("t"), task, queue, most, hard_s, soft_s, expires=False, keeps_result=True),
+        Terms(Header("t"), task, queue, most, hard_s, soft_s, expires=False, result_ttl_ms=86_400_000),
         attempt, retried, 0.1, 1, flags,
     ),
     st.sampled_from([ID, "", "x" * 40, "ü" * 40, "\ud800"]), st.binary(max_size=40) | st.just(b"x" * 70_000),
@@ -71,7 +72,7 @@ ORDERS = st.builds(
 USUAL = st.builds(
     lambda id, body, attempt: Order(
         Message(id, "default", Header("t"), body, 1764000000000, 0),
-        Terms(Header("t"), 3, 1, 25, 2.5, 30, expires=False, keeps_result=True), attempt, 7, 0.1, 1, 1,
+        Terms(Header("t"), 3, 1, 25, 2.5, 30, expires=False, result_ttl_ms=86_400_000), attempt, 7, 0.1, 1, 1,
     ),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=40), st.binary(max_size=400), st.integers(1, 2**32 - 1),
 )  # fmt: skip
@@ -95,13 +96,18 @@ def test_what_is_no_order_is_left_to_python() -> None:
     for odd in (object(), None, order, Order(None, None, 1, 1, 1, 1)):  # type: ignore[arg-type]
         assert BUILT.frames([USUAL_ORDER, odd], 1) is None
         data = ANSWER.pack(1, DONE, 0, 0, 0, 0)
-        assert BUILT.done(data, {1: odd}, {}, {}, 0.0) == (0, 0, 0.0, 0, 0.0)
+        assert BUILT.done(data, {1: odd}, {}, {}, 0.0, 1) == (0, 0, 0.0, 0, 0.0)
 
 
 USUAL_ORDER = Order(
     Message(ID, "default", Header("plain"), b"[[],{}]", 1764000000000, 0),
-    Terms(Header("plain"), 0, 0, 25, 0.0, 0.0, expires=False, keeps_result=False), 1, 0, 1e-5, 1,
+    Terms(Header("plain"), 0, 0, 25, 0.0, 0.0, expires=False, result_ttl_ms=0), 1, 0, 1e-5, 1,
 )  # fmt: skip
+
+
+KEPT_ORDER = replace(
+    USUAL_ORDER, terms=Terms(Header("plain"), 0, 0, 25, 0.0, 0.0, expires=False, result_ttl_ms=86_400_000)
+)
 
 
 @pytest.mark.parametrize("given", [(), (1,), ([], "1"), ([],), (None, 1), (b"", {}, {}, {}), ([], [], [], "q", 1, {})])
@@ -114,23 +120,31 @@ def test_wrong_arguments_are_an_error(given: tuple[object, ...]) -> None:
 # -- claims and answers: two masters, of which one is compiled --------------------------------------------------------
 
 
+class Clock(ServerClock):
+    """One that stands still."""
+
+    def now_ms(self) -> int:
+        return 1764000000000
+
+
 class Desk:
     """The part of a master that makes orders and reads answers, with one child that is not there."""
 
     def __init__(self, name: str, conf: Path) -> None:
         self.name = name
         app = Prefork("shop")
-        for task, options in (("plain", {"result_ttl": 0}), ("kept", {}), ("expiring", {"expires": 60})):
+        own = {"plain": {"result_ttl": 0}, "kept": {}, "expiring": {"expires": 60}, "ü": {}, '"': {}}
+        for task, options in own.items():
             app.task(name=task, **options)(lambda: None)  # type: ignore[call-overload]
         loop = Loop()
         self.settlement = Settlement(
-            app.tasks, lambda: 1764000000000, prefix="p", dead_max=1, dead_ttl_s=1, max_crashes=3,
+            app.tasks, Clock().now_ms, prefix="p", dead_max=1, dead_ttl_s=1, max_crashes=3,
             fenced=lambda said: None, later=lambda delay_s, call: None,
         )  # fmt: skip
         for queue in ("default", "other"):
             self.settlement.add_queue(Keys("p", queue))
         self.pool = Pool(loop, 1, None, lambda *_: None)
-        self.work = self.pool.owner = Work(app, load(conf), loop, ServerClock(), self.settlement, self.pool)
+        self.work = self.pool.owner = Work(app, load(conf), loop, Clock(), self.settlement, self.pool)
         self.work.shutdown = SimpleNamespace(begun=False)  # type: ignore[assignment]
         self.work.claims = SimpleNamespace(channel=None)  # type: ignore[assignment]
         self.work.on_ready = lambda child: None
@@ -229,8 +243,9 @@ def test_the_second_message_with_a_header_is_a_usual_one() -> None:
 
 def test_only_what_is_done_is_settled() -> None:
     for kind in (*range(8), 255):
-        boxes, known, held = {"default": SimpleNamespace(plain=[])}, {"plain": [0.001, 0.001]}, {1: USUAL_ORDER}
-        size = BUILT.done(ANSWER.pack(1, kind, 0, 0.1, 0, 9), held, boxes, known, 0.1)[0]
+        boxes, known = {"default": SimpleNamespace(plain=[], records=[])}, {"plain": [0.001, 0.001]}
+        held = {1: USUAL_ORDER}
+        size = BUILT.done(ANSWER.pack(1, kind, 0, 0.1, 0, 9), held, boxes, known, 0.1, 5)[0]
         assert (size, boxes["default"].plain, list(held)) == ((ANSWER.size, [ID], []) if kind == DONE else (0, [], [1]))
 
 
@@ -246,17 +261,19 @@ ANSWERS = st.builds(
     lambda number, kind, payload, ran_s, cpu_s, peak: (
         ANSWER.pack(number, kind, len(payload), ran_s, cpu_s, peak) + payload
     ),
-    st.integers(0, 14) | st.just(2**64 - 1), KINDS, st.sampled_from([b""] * 8 + [b"7", b"[1,2,3]", b"\xff"]),
+    st.integers(0, 14) | st.just(2**64 - 1), KINDS,
+    st.sampled_from([b""] * 8 + [b"7", b"[1,2,3]", b"\xff", b"x" * 2048, b"x" * 2049]),
     st.sampled_from([1e-6, 0.0, 0.003, 2.0, -1.0, float("nan"), float("inf"), 1e10]),
     st.sampled_from([0.0, 0.5, -0.5, -2.0, float("nan")]), st.sampled_from([0, 4096, 2**32 - 1]),
 )  # fmt: skip
-GOOD = st.builds(lambda number, ran_s: ANSWER.pack(number, DONE, 0, ran_s, 0.0, 4096), st.integers(1, 12),
-                 st.floats(0, 0.1))  # fmt: skip
+GOOD = st.builds(lambda number, ran_s, value: ANSWER.pack(number, DONE, len(value), ran_s, 0.0, 4096) + value,
+                 st.integers(1, 12), st.floats(0, 0.1) | st.floats(0, 1e10, exclude_max=True),
+                 st.sampled_from([b"", b"null", b'{"n":7}']))  # fmt: skip
 
 
 @settings(max_examples=100)
 @given(
-    st.lists(st.sampled_from(["plain", "kept", "expiring"]), max_size=12),
+    st.lists(st.sampled_from(["plain", "kept", "kept", "expiring", "ü", '"']), max_size=12),
     st.booleans(),
     st.lists(GOOD | ANSWERS | st.binary(max_size=50), max_size=12),
     st.lists(st.integers(1, 150), max_size=5),
@@ -280,7 +297,10 @@ def test_answers_have_the_same_outcomes(names: list[str], known: bool, answers: 
             desk.answered(orders, pieces)
         pure, compiled = (desk.seen() for desk in both)
         for seen in (pure, compiled):  # when it is tried again is chance
-            seen["records"] = {name: [(id, record[0]) for id, record in it] for name, it in seen["records"].items()}
+            seen["records"] = {
+                name: [(id, record[:1] if record[0] == "retry" else record) for id, record in it]
+                for name, it in seen["records"].items()
+            }
         assert compiled == pure
 
 
@@ -311,6 +331,10 @@ def shop(folder: Path) -> Prefork:
     @task()
     def strange() -> Any:
         return object()
+
+    @task()
+    def no_number() -> Any:
+        return [1.0, float("nan")]
 
     @task(result_ttl=0)
     def fails(kind: str) -> None:
@@ -368,7 +392,12 @@ BODIES: list[tuple[str, bytes]] = [
     ("kept", b'[[{"a":[1,2,3]}],{}]'),
     ("kept", b'[[],{"value":7}]'),
     ("kept", b"[[1,2,3],{}]"),
+    ("kept", b'[[{"a":null}],{}]'),
+    ("kept", b'[["a null in a text"],{}]'),
+    ("kept", b'[["nul", "\xc3\xbc"],{}]'),
+    *[("kept", b'[["%s"],{}]' % (b"x" * size)) for size in (2045, 2046, 2047, 60_000)],
     ("strange", b"[[],{}]"),
+    ("no_number", b"[[],{}]"),
     *[("fails", b'[["%s"],{}]' % kind) for kind in (b"value", b"retry", b"exit", b"odd", b"nothing")],
     ("told", b"[[4],{}]"),
     ("waits", b"[[5],{}]"),
@@ -399,7 +428,7 @@ def lived(name: str, folder: Path) -> tuple[list[tuple[int, int, Any]], str, int
         orders: list[Order] = []
         for task, body in BODIES:
             soft_s = app.tasks[task].options.soft_timeout_s or 0.0
-            terms = Terms(Header(task), index[task], 0, 25, 0.0, soft_s, expires=False, keeps_result=True)
+            terms = Terms(Header(task), index[task], 0, 25, 0.0, soft_s, expires=False, result_ttl_ms=86_400_000)
             flags = frames.WILL_LAST if len(orders) % 7 == 0 else 0
             orders.append(Order(Message(ID, "default", terms.header, body, 1, 0), terms, 1, 0, 1e-5, 1, flags))
         answers: list[Answer] = []
@@ -450,8 +479,8 @@ class Loose(SimpleNamespace):
     def run(self, **other: Any) -> Any:
         given = {
             "child": self, "end": self, "token_r": self.token_r, "answer_w": self.answer_w, "lock": self.lock,
-            "log": self, "stopper": self, "tasks": ((self, "plain", True), None, (self, "kept", False)), "prints": (),
-            "loads": orjson.loads, "clock": lambda: 1.0, "look": lambda now_s: 0.25, **other,
+            "log": self, "stopper": self, "tasks": ((self, "plain", False), None, (self, "kept", True)), "prints": (),
+            "loads": orjson.loads, "dumps": orjson.dumps, "clock": lambda: 1.0, "look": lambda now_s: 0.25, **other,
         }  # fmt: skip
         return BUILT.run(*given.values())
 
@@ -488,7 +517,7 @@ FRAMES = st.builds(
 def test_whatever_frames_there_are_each_token_is_answered_or_told(frames: list[bytes], tokens: list[int]) -> None:
     with loose(b"".join(frames), *tokens) as it:
         told = it.run()
-        answered = [at[0] for at in ANSWER.iter_unpack(read(it.answer_r))]
+        answered = [number for number, _ in answers_in(read(it.answer_r))]
         assert answered == tokens[: len(answered)]
         if told is None:
             assert answered == tokens
@@ -497,6 +526,35 @@ def test_whatever_frames_there_are_each_token_is_answered_or_told(frames: list[b
         assert len(it.ran) == len(answered) + (told is not None and told[1] is not None)
         assert it.running == 0
         assert not it.held
+
+
+def answers_in(data: bytes) -> list[tuple[int, bytes]]:
+    """Number and payload of each."""
+    found = []
+    while data:
+        number, _, size, *_ = ANSWER.unpack_from(data)
+        found.append((number, data[ANSWER.size : ANSWER.size + size]))
+        data = data[ANSWER.size + size :]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("value", "payload"),
+    [(None, b"null"), (7, b"7"), ({"a": [1.5]}, b'{"a":[1.5]}'), ("x" * 2046, b'"%s"' % (b"x" * 2046))],
+)
+def test_a_usual_result_is_answered_with_its_task(value: object, payload: bytes) -> None:
+    with loose(framed(1, task=2), 1) as it:
+        it.function = lambda: value
+        assert it.run() is None
+        assert answers_in(read(it.answer_r)) == [(1, payload)]
+
+
+@pytest.mark.parametrize("value", [float("nan"), [None], "null", object(), "x" * 2047, "\ud800", 1 << 80])
+def test_an_unusual_result_is_left_to_python(value: object) -> None:
+    with loose(framed(1, task=2), 1) as it:
+        it.function = lambda: value
+        assert it.run() == (1, 1.0, value, None)
+        assert read(it.answer_r) == b""
 
 
 def read(fd: int) -> bytes:
@@ -582,11 +640,10 @@ def test_nothing_is_left_behind() -> None:
     raws = [b'1 1764000000000 0 {"task":"plain"}\n[[7],{}]'] * 2 + [b"x"]
     known = {"plain": [0.001, 0.001]}
 
-    def done(kinds: tuple[int, ...] = (DONE, DONE)) -> None:
-        boxes = {"default": SimpleNamespace(plain=[])}
-        BUILT.done(
-            b"".join(ANSWER.pack(MANY, kind, 0, 0.1, 0, 9) for kind in kinds), {MANY: USUAL_ORDER}, boxes, known, 0.1
-        )
+    def done(kinds: tuple[int, ...] = (DONE, DONE), order: Order = USUAL_ORDER, value: bytes = b"") -> None:
+        boxes = {"default": SimpleNamespace(plain=[], records=[])}
+        data = b"".join(ANSWER.pack(MANY, kind, len(value), 0.1, 0, 9) + value for kind in kinds)
+        BUILT.done(data, {MANY: order}, boxes, known, 0.1, 1764000000000)
 
     def run(buffer: bytes, **other: Any) -> None:
         with loose(buffer, 1, 2) as it, contextlib.suppress(OSError):
@@ -603,13 +660,17 @@ def test_nothing_is_left_behind() -> None:
         lambda: BUILT.orders(ids, raws, [None] * 3, "default", 1, {}, {}, 0.05),
         done,
         lambda: done((DONE, frames.FAILED)),
+        lambda: done(order=KEPT_ORDER, value=b"[7]"),
+        lambda: done(order=KEPT_ORDER),
         lambda: run(framed(1, FULL) + framed(2, FULL)),
         lambda: run(framed(1, FULL) + framed(2, FULL, task=1)),
-        lambda: run(framed(1, FULL) + framed(2, FULL, task=2)),
+        lambda: run(framed(1, FULL, task=2) + framed(2, FULL, task=2)),
+        lambda: run(framed(1, FULL, task=2), dumps=broken),
+        lambda: run(framed(1, FULL), tasks=((SimpleNamespace(function=lambda *args, **kwargs: [7]), "kept", True),)),
         lambda: run(framed(1, b"x")),
         lambda: run(framed(1, FULL), look=broken),
         lambda: run(framed(1, FULL), clock=broken),
-        lambda: run(framed(1, FULL), tasks=((bad, "bad", True),)),
+        lambda: run(framed(1, FULL), tasks=((bad, "bad", False),)),
         lambda: run(framed(1, FULL), answer_w=-1),
     ]
     shared = (*usual, header, USUAL_ORDER, USUAL_ORDER.terms, USUAL_ORDER.message, known, bad, broken, orjson.loads,

@@ -37,7 +37,7 @@ def part(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def order(body: bytes = b"[[],{}]", task: int = 0, attempt: int = 1, max_retries: int = 25, retried: int = 0) -> Order:
     message = Message(new_id(), "default", Header("t"), body, 1764000000000, 0)
-    terms = Terms(message.header, task, 2, max_retries, 2.5, 1.5, expires=False, keeps_result=True)
+    terms = Terms(message.header, task, 2, max_retries, 2.5, 1.5, expires=False, result_ttl_ms=86_400_000)
     return Order(message, terms, attempt, retried, expected_s=0.001, serial=1, flags=frames.WILL_LAST)
 
 

@@ -83,8 +83,8 @@ class Desk:
     def order(self, task: str = "job", max_retries: int = 25, **rest: Any) -> Order:
         message = self.message(task, **rest)
         state = message.state or State()
-        keeps = bool(self.app.tasks[task].options.result_ttl_s)
-        terms = Terms(message.header, 0, 0, max_retries, 5.0, 0.0, expires=False, keeps_result=keeps)
+        ttl_ms = round(self.app.tasks[task].options.result_ttl_s * 1000)
+        terms = Terms(message.header, 0, 0, max_retries, 5.0, 0.0, expires=False, result_ttl_ms=ttl_ms)
         return Order(message, terms, state.attempts + 1, state.retried, expected_s=0.001, serial=1)
 
     def answer(self, order: Order, kind: int, payload: bytes = b"", ran_s: float = 0.25) -> None:

@@ -63,7 +63,7 @@ def test_a_child_that_dies_when_the_lease_is_lost_leaves_no_outcome(tmp_path: Pa
     pool.fill()
     (child,) = pool.children
     pool.growing = False
-    terms = Terms(Header("job"), 0, 0, 25, 1.0, 0.0, expires=False, keeps_result=True)
+    terms = Terms(Header("job"), 0, 0, 25, 1.0, 0.0, expires=False, result_ttl_ms=86_400_000)
     order = Order(Message(new_id(), "default", terms.header, b"[[],{}]", 0, 0, None), terms, 1, 0, 1.0, 1)
     pool.hand(child, [order])
     until((tmp_path / "runs").exists)
