@@ -21,7 +21,13 @@ redis.call('ZREM', KEYS[1], '')
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local settled, processed, failed = 0, 0, 0
-local woken = false
+local woken, over = false, {}
+
+-- What is over leaves no message and no history.
+local function forget(ids)
+  redis.call('HDEL', KEYS[3], unpack(ids))
+  if redis.call('EXISTS', KEYS[4]) == 1 then redis.call('HDEL', KEYS[4], unpack(ids)) end
+end
 
 local n = tonumber(ARGV[6])
 if n > 0 then
@@ -33,8 +39,7 @@ if n > 0 then
   if #held > 0 then
     processed = redis.call('ZREM', KEYS[2], unpack(held))
     settled = processed
-    redis.call('HDEL', KEYS[3], unpack(held))
-    if redis.call('EXISTS', KEYS[4]) == 1 then redis.call('HDEL', KEYS[4], unpack(held)) end
+    forget(held)
   end
 end
 
@@ -75,9 +80,9 @@ end
 local function bury(id, state)
   redis.call('HSET', KEYS[4], id, state)
   redis.call('ZADD', KEYS[8], now, id)
-  local over = redis.call('ZCARD', KEYS[8]) - tonumber(ARGV[4])
+  local surplus = redis.call('ZCARD', KEYS[8]) - tonumber(ARGV[4])
   local gone = redis.call('ZRANGEBYSCORE', KEYS[8], '-inf', now - tonumber(ARGV[5]), 'LIMIT', 0, 100)
-  if #gone < over then gone = redis.call('ZRANGE', KEYS[8], 0, math.min(over, 100) - 1) end
+  if #gone < surplus then gone = redis.call('ZRANGE', KEYS[8], 0, math.min(surplus, 100) - 1) end
   if #gone > 0 then
     redis.call('ZREM', KEYS[8], unpack(gone))
     redis.call('HDEL', KEYS[3], unpack(gone))
@@ -91,8 +96,7 @@ while ARGV[i] do
   if verb == 'done' then
     if release(id) then
       processed = processed + 1
-      redis.call('HDEL', KEYS[3], id)
-      redis.call('HDEL', KEYS[4], id)
+      over[#over + 1] = id
       finish(id, ARGV[i + 2], ARGV[i + 3], 'SUCCESSFUL')
     end
     i = i + 4
@@ -125,8 +129,7 @@ while ARGV[i] do
     i = i + 5
   elseif verb == 'drop' then
     if release(id) then
-      redis.call('HDEL', KEYS[3], id)
-      redis.call('HDEL', KEYS[4], id)
+      over[#over + 1] = id
       redis.call('HINCRBY', KEYS[9], ARGV[i + 4], 1)
       finish(id, ARGV[i + 2], ARGV[i + 3], 'FAILED')
     end
@@ -148,6 +151,7 @@ while ARGV[i] do
   end
 end
 
+if #over > 0 then forget(over) end
 if processed > 0 then redis.call('HINCRBY', KEYS[9], 'processed', processed) end
 if failed > 0 then redis.call('HINCRBY', KEYS[9], 'failed', failed) end
 if woken then redis.call('ZADD', KEYS[10], 0, '0') end
