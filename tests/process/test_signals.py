@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import signal
 import socket
 import time
@@ -274,7 +275,8 @@ def test_USR1_says_what_each_child_does_with_its_stack(project: Project) -> None
         task.enqueue()
     until(lambda: len(project.lines("started")) == 3)
     worker.send(signal.SIGUSR1)
-    until(lambda: worker.log.count(": runs ") == 3 and ": ready" in worker.log, what="all have told")
+    idle = re.compile(r"child \d \(pid \d+\): (ready|booting),")
+    until(lambda: worker.log.count(": runs ") == 3 and idle.search(worker.log), what="all have told")
     assert "in lost_in_c\n" in worker.log
     assert worker.log.count("in deep\n") == 4
     assert "in lost_in_a_function\n" in worker.log

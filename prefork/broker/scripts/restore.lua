@@ -33,9 +33,7 @@ end
 local charged = ARGV[2] == 'gone' or ARGV[2] == 'expired' or ARGV[2] == 'unmoved'
 local function is_poison(id)
   if not charged then return false end
-  local times = redis.call('HINCRBY', KEYS[7], id, 1)
-  redis.call('PEXPIRE', KEYS[7], 604800000)
-  return times > tonumber(ARGV[3])
+  return redis.call('HINCRBY', KEYS[7], id, 1) > tonumber(ARGV[3])
 end
 
 local function bury(id)
@@ -53,8 +51,8 @@ local function bury(id)
   redis.call('PUBLISH', ARGV[4] .. id, 'FAILED')
 end
 
-local function is_cancelled(id)
-  local ttl, record = string.match(redis.call('GET', ARGV[6] .. id) or '', '^(%d+) (.*)$')
+local function is_cancelled(id, mark)
+  local ttl, record = string.match(mark or '', '^(%d+) (.*)$')
   if not ttl then return false end
   redis.call('DEL', ARGV[6] .. id)
   redis.call('HDEL', KEYS[3], id)
@@ -65,29 +63,44 @@ local function is_cancelled(id)
   return true
 end
 
+local slice = 500 -- words of one command
+local function each_slice(ids, act)
+  for first = 1, #ids, slice do act(unpack(ids, first, math.min(first + slice - 1, #ids))) end
+end
+
 local held = redis.call('ZRANGE', KEYS[2], 0, -1)
-local moved, buried = 0, 0
+local leaving, marks, front = {}, {}, {}
 for i = #held, 1, -1 do
-  local id = held[i]
-  if not kept[id] then
-    redis.call('ZREM', KEYS[2], id)
-    local message = redis.call('HGET', KEYS[3], id)
-    if not message or is_cancelled(id) then
-      -- nothing is left of it
-    elseif is_poison(id) then
-      bury(id)
-      moved, buried = moved + 1, buried + 1
-    else
-      local priority = tonumber(string.match(message, '^%d+ %d+ (%-?%d+) ')) or 0
-      if priority == 0 then
-        redis.call('LPUSH', KEYS[4], id)
-      else
-        redis.call('ZADD', KEYS[5], -priority, id)
-      end
-      moved = moved + 1
-    end
+  if not kept[held[i]] then
+    leaving[#leaving + 1] = held[i]
+    marks[#marks + 1] = ARGV[6] .. held[i]
   end
 end
+local asked = {}
+each_slice(marks, function(...)
+  for _, mark in ipairs(redis.call('MGET', ...)) do asked[#asked + 1] = mark end
+end)
+local moved, buried = 0, 0
+for i, id in ipairs(leaving) do
+  local message = redis.call('HGET', KEYS[3], id)
+  if not message or is_cancelled(id, asked[i]) then
+    -- nothing is left of it
+  elseif is_poison(id) then
+    bury(id)
+    moved, buried = moved + 1, buried + 1
+  else
+    local priority = tonumber(string.match(message, '^%d+ %d+ (%-?%d+) ')) or 0
+    if priority == 0 then
+      front[#front + 1] = id
+    else
+      redis.call('ZADD', KEYS[5], -priority, id)
+    end
+    moved = moved + 1
+  end
+end
+each_slice(leaving, function(...) redis.call('ZREM', KEYS[2], ...) end)
+each_slice(front, function(...) redis.call('LPUSH', KEYS[4], ...) end)
+if charged and #leaving > 0 then redis.call('PEXPIRE', KEYS[7], 604800000) end
 if moved > buried then redis.call('ZADD', KEYS[6], 0, '0') end
 if buried > 0 then return {moved, buried} end
 return moved
