@@ -59,8 +59,12 @@ class Server:
         self.path = self.folder / "s"
         command = [binary, "--port", "0", "--unixsocket", str(self.path), "--save", "", "--dir", str(self.folder)]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        until(self.path.exists, "the server answers", 30)
+        until(self._answers, "the server answers", 30)
         self.wire, self._children = Wire(self.path), list[int]()
+
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as it:
+            return it.connect_ex(str(self.path)) == 0  # its path is there before it listens
 
     def fork(self, live: Callable[[], None]) -> int:
         """Have something done by a child, until this ends. -> its pid"""

@@ -59,6 +59,7 @@ def paced(count: int, gap_s: float) -> None:
     for _ in range(count):
         time.sleep(gap_s)
         peer.enqueue("stamp", time.monotonic_ns())
+    time.sleep(gap_s)  # the end of this process would delay the last one
 
 
 def makespan(long_s: float, longs: int, short_s: float, shorts: int) -> int:
@@ -95,6 +96,7 @@ def urgent(count: int, gap_s: float) -> None:
     for _ in range(count):
         time.sleep(gap_s)
         task.enqueue(time.monotonic_ns())
+    time.sleep(gap_s)
 
 
 def bulky(count: int, size_bytes: int) -> float:

@@ -278,7 +278,13 @@ class Claims:
         worker, queues = self._blocked_on
         if (drained - queues or worker != self.worker) and self._blocker_id and not self._unblocking:
             self._unblocking = True
-            self.channel.send_words(("CLIENT", "UNBLOCK", self._blocker_id), lambda reply: None)
+            self.channel.send_words(("CLIENT", "UNBLOCK", self._blocker_id), self._unblocked)
+
+    def _unblocked(self, reply: Any) -> None:
+        # 0: it sleeps not yet, or not any more. The server may read this connection before the other one, on which the
+        # command to sleep was written first.
+        if reply == 0:
+            self._unblocking = False
 
     def _woken(self, reply: Any) -> None:
         self._blocked_on, self._unblocking = None, False

@@ -382,6 +382,23 @@ def test_a_queue_that_runs_dry_later_is_slept_on_as_well() -> None:
     assert it.blocks_on() == {"q0", "q1"}
 
 
+def test_who_was_to_be_woken_before_it_slept_is_woken_again() -> None:
+    it = Worker(1, 1, strict=False)
+    for queue in it.queues:
+        queue.owes_claim = False
+    it.queues[1].drained = True
+    it.claims.turn(2, 2)
+    it.found(0)
+    it.claims.turn(2, 2)
+    it.wire.reply(0)  # it slept not yet: the server has read this connection first
+    it.claims.turn(2, 2)
+    assert it.wire.due[0][0] == ("CLIENT", "UNBLOCK", 17)
+    it.wire.reply(1)
+    it.blocker.reply(None)
+    it.claims.turn(2, 2)
+    assert it.blocks_on() == {"q0", "q1"}
+
+
 # -- asked by operators -----------------------------------------------------------------------------------------------
 
 
