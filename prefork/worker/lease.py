@@ -75,11 +75,11 @@ def _machine() -> str:
 
 
 def _start_of(pid: int) -> str:
-    """When a process started, in the kernel's own ticks; "dead" for a zombie; "" if it can't be told."""
+    """When a process started, in the kernel's own ticks; "dead" if it has ended; "" if it can't be told."""
     try:
         if sys.platform == "linux":
             fields = pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-            return "dead" if fields[0] == b"Z" else fields[19].decode()
+            return "dead" if fields[0] in (b"Z", b"X") else fields[19].decode()  # X: amid its burial
         process = psutil.Process(pid)
         return "dead" if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
     except (OSError, psutil.Error):
@@ -186,7 +186,7 @@ class Lease:
         alive, near = [], {}
         for worker, end_ms in others:
             if worker != self.worker:
-                if has_died(worker):
+                if self.neighbours.has_ended(worker) or has_died(worker):
                     self._take_over(queue, worker, "gone")
                 else:
                     alive.append((worker, end_ms))

@@ -8,13 +8,15 @@ from collections.abc import Callable
 
 from prefork.worker.loop import Loop
 
+NONE, ENDED = -1, -2  # in place of a descriptor: there is none to be had; its process has ended
+
 
 class Neighbours:
     """Watches the processes of workers; `ended` is called when one has ended."""
 
     def __init__(self, loop: Loop, ended: Callable[[], None]) -> None:
         self._loop, self._ended = loop, ended
-        self._watched: dict[str, int] = {}  # worker -> descriptor of its process; -1: there is none to be had
+        self._watched: dict[str, int] = {}  # worker -> descriptor of its process, or one of the two above
 
     def watch(self, workers: dict[str, int]) -> None:
         """Watch these from now on, and no others. `workers`: name -> pid"""
@@ -26,18 +28,22 @@ class Neighbours:
 
     def _open(self, worker: str, pid: int) -> int:
         if not hasattr(os, "pidfd_open"):
-            return -1
+            return NONE
         try:
             fd = os.pidfd_open(pid)
         except OSError:  # no such process, no such call, no descriptor left
-            return -1
+            return NONE
         self._loop.on_read(fd, lambda: self._has_ended(worker))
         return fd
 
     def _has_ended(self, worker: str) -> None:
         self._forget(worker)
-        self._watched[worker] = -1  # until it is taken over
+        self._watched[worker] = ENDED  # until it is taken over
         self._ended()
+
+    def has_ended(self, worker: str) -> bool:
+        """Whether the kernel has said so."""
+        return self._watched.get(worker) == ENDED
 
     def _forget(self, worker: str) -> None:
         fd = self._watched.pop(worker)

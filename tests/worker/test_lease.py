@@ -22,6 +22,7 @@ from prefork.worker import lease
 from prefork.worker.claims import Queue
 from prefork.worker.clock import ServerClock
 from prefork.worker.lease import Lease, has_died, identity
+from prefork.worker.neighbours import ENDED
 
 NOW_MS = 1764000000000
 
@@ -123,6 +124,10 @@ class Loop:
         self.timers.append(Timer(delay_s, callback))
         return self.timers[-1]
 
+    def on_read(self, fd: int, callback: Any) -> None: ...
+
+    def forget(self, fd: int) -> None: ...
+
     def live(self) -> list[Timer]:
         return [timer for timer in self.timers if timer.live]
 
@@ -200,6 +205,18 @@ def test_a_lease_is_taken_on_each_queue_before_anything_is_claimed(it: Held) -> 
     it.beat()
     assert it.held == [True]
     assert not has_died(it.lease.worker)
+
+
+def test_what_the_kernel_says_of_a_neighbours_end_holds_whatever_else_there_is_to_see(it: Held) -> None:
+    it.begin()
+    name = identity(7)  # a process that can be seen, as one that is being reaped can
+    it.beat((name, NOW_MS + 60_000))
+    it.beat()
+    it.lease.neighbours.abandon()
+    it.lease.neighbours._watched[name] = ENDED
+    it.lease._look_now()
+    it.beat((name, NOW_MS + 60_000))
+    assert [call.arguments[:2] for call, _ in it.wire.due if call.verb == "restore"] == [(name, "gone")]
 
 
 def test_it_is_renewed_at_a_third_of_its_length(it: Held) -> None:
