@@ -1,4 +1,4 @@
-"""Hard timeouts, and children that lag. The soft timeout is the child's own (child.py).
+"""Hard timeouts, children that lag, and those that do not begin. The soft timeout is the child's own (child.py).
 
 Timers are armed only while they can matter, and look at what is true when they fire; so a task that is done within its
 time costs nothing, and an idle worker sleeps.
@@ -14,6 +14,8 @@ from prefork.worker.loop import Loop, Timer
 from prefork.worker.pool import Pool
 from prefork.worker.process import Process
 from prefork.worker.slots import LAG_S
+
+LOOK_S = 3.0
 
 
 class Deadlines:
@@ -88,3 +90,41 @@ class LagWatch:
     def _fire(self) -> None:
         self._timer = None
         self._look()
+
+
+class Beginnings:
+    """Replaces a child that does not begin with what it was given: one that was stopped while it had nothing to do.
+
+    All tokens that it was given are still in the pipe, so that nothing of it can have run; another child gets it. Two
+    looks have to find the same, or the first one after a time in which all stood still would find every child guilty.
+    """
+
+    def __init__(self, loop: Loop, pool: Pool, give_back: Callable[[list[Order]], None]) -> None:
+        self._loop, self._pool, self._give_back = loop, pool, give_back
+        self._armed = False
+        self._suspects: dict[Process, int] = {}  # the number of what each has not begun with
+
+    def arm(self) -> None:
+        """A child was given something."""
+        if not self._armed:
+            self._armed = True
+            self._loop.call_later(LOOK_S, self._look)
+
+    def _look(self) -> None:
+        self._armed = False
+        before, self._suspects = self._suspects, {}
+        for child in list(self._pool.children):
+            held = child.end.unanswered
+            if not held or child.killed_for:
+                continue
+            self.arm()
+            if child.end.unstarted() == len(held):
+                self._suspects[child] = first = next(iter(held))
+                if before.get(child) == first:
+                    self._replace(child)
+
+    def _replace(self, child: Process) -> None:
+        orders = self._pool.take_back(child)
+        if not child.end.unanswered:
+            self._pool.kill(child, f"it did not begin with what it was given {LOOK_S:g} s ago or before")
+        self._give_back(orders)

@@ -17,6 +17,7 @@ import os
 import select
 import struct
 import sys
+import termios
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -143,6 +144,11 @@ class MasterEnd:
         except BlockingIOError:
             return []
         return [self.unanswered.pop(number) for (number,) in TOKEN.iter_unpack(tokens)]
+
+    def unstarted(self) -> int:
+        """How many of the unanswered the child has not started."""
+        (size,) = struct.unpack("i", fcntl.ioctl(self.token_r, termios.FIONREAD, bytes(4)))
+        return int(size) // TOKEN.size
 
     def receive(self, done: Callable[[bytes], bytes] | None = None) -> list[Answer] | None:
         """The answers that have come; None when there was nothing to read.

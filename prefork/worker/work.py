@@ -25,7 +25,7 @@ from prefork.worker import evidence, fast, frames
 from prefork.worker.cancel import CANCELLED, Cancels
 from prefork.worker.claims import Claims
 from prefork.worker.clock import ServerClock
-from prefork.worker.deadline import Deadlines, LagWatch
+from prefork.worker.deadline import Beginnings, Deadlines, LagWatch
 from prefork.worker.dispatch import Dispatcher, RunTimes
 from prefork.worker.frames import Answer, Order, Terms
 from prefork.worker.governor import Governor
@@ -68,6 +68,7 @@ class Work:
         self.deadlines = Deadlines(loop, pool)
         self.cancels = Cancels(loop, pool, self.dispatcher, settlement)
         self.lag = LagWatch(loop, self._look_for_lag)
+        self.beginnings = Beginnings(loop, pool, self._give_back)
         self.governor = Governor(loop, pool, settings.max_memory_per_child_bytes, settings.max_memory_bytes)
 
     @property
@@ -96,10 +97,7 @@ class Work:
                 orders = self._orders(queue, ids, messages, states, serial, orders)
         else:
             orders = self._orders(queue, ids, messages, states, serial, [None] * len(ids))
-        if self.shutdown.begun:
-            self.shutdown.unstarted += orders
-        else:
-            self.dispatcher.add(orders, time.monotonic())
+        self._give_back(orders)
 
     def _orders(
         self, queue: str, ids: list[bytes], messages: list[bytes], states: list[bytes | None], serial: int,
@@ -184,6 +182,7 @@ class Work:
             for slot, orders in dispatcher.assign(now_s):
                 self._pool.hand(self._pool.by_slot[slot], orders)
                 self.governor.arm()
+                self.beginnings.arm()
                 for order in orders:
                     if order.terms.timeout_s:
                         self.deadlines.watch(order.terms.timeout_s)
@@ -206,6 +205,12 @@ class Work:
             self._take_back(slot, now_s)
         if not self.claims.in_flight:  # what is on its way was claimed later, and must not overtake
             self._settlement.put_back(self.dispatcher.stale(now_s))
+
+    def _give_back(self, orders: list[Order]) -> None:
+        if self.shutdown.begun:
+            self.shutdown.unstarted += orders
+        else:
+            self.dispatcher.add(orders, time.monotonic())
 
     def _take_back(self, slot: Slot, now_s: float) -> None:
         self.dispatcher.add(self._pool.take_back(self._pool.by_slot[slot]), now_s)

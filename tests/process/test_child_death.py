@@ -195,3 +195,17 @@ def test_a_stopped_child_is_killed_at_its_deadline(project: Project) -> None:
     assert result.errors[-1].exception_class == "TaskTimeout"
     assert worker.stop() == 0
     assert not lives(worker.pid)
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_a_child_that_was_stopped_while_it_had_nothing_to_do_is_replaced(project: Project, concurrency: int) -> None:
+    worker = project.worker(f"concurrency = {concurrency}")
+    project.tasks.add.enqueue(1).wait(timeout=60)
+    children = worker.children()
+    for pid in children:
+        os.kill(pid, signal.SIGSTOP)
+    result = project.tasks.add.enqueue(3)
+    assert result.wait(timeout=60) == 5
+    assert "did not begin with what it was given" in worker.log
+    assert not set(children) & set(worker.children()) or concurrency == 2
+    assert worker.stop() == 0
