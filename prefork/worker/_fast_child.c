@@ -55,11 +55,11 @@ static double get_float(PyObject *object, PyObject *name) {
     return value;
 }
 
-static int call_float(PyObject *function, PyObject *argument, double *value) {
+static double call_float(PyObject *function, PyObject *argument) {
     PyObject *it = PyObject_CallOneArg(function, argument);
-    *value = it ? PyFloat_AsDouble(it) : -1.0;
+    double value = it ? PyFloat_AsDouble(it) : -1.0;
     Py_XDECREF(it);
-    return PyErr_Occurred() ? -1 : 0;
+    return value;
 }
 
 /* Wait for a token. -> 1, 0: there will be none any more, -1: an error */
@@ -183,7 +183,9 @@ static int end_task(PyObject *child, PyObject *clock, PyObject *look, PyObject *
         _exit(0);
     PyObject *now = PyObject_CallNoArgs(clock);
     double now_s = now ? PyFloat_AsDouble(now) : -1.0, look_s = PyErr_Occurred() ? -1.0 : get_float(child, s_look_s);
-    int failed = PyErr_Occurred() || (now_s >= look_s && call_float(look, now, &answer->cpu_s) < 0);
+    if (!PyErr_Occurred() && now_s >= look_s)
+        answer->cpu_s = call_float(look, now);
+    int failed = PyErr_Occurred() != NULL;
     Py_XDECREF(now);
     for (Py_ssize_t n = 0; !failed && n < PyTuple_GET_SIZE(prints); n++) {
         PyObject *it = PyObject_CallMethodNoArgs(PyTuple_GET_ITEM(prints, n), s_finish);
@@ -260,21 +262,21 @@ PyObject *child_run(PyObject *module, PyObject *given) {
         PyObject *function = PyObject_GetAttr(PyTuple_GET_ITEM(task, 0), s_function);
         value = function ? PyObject_Call(function, args, kwargs) : NULL;
         if (!value)
-            error = raised();
+            PyErr_SetHandledException(error = raised()); /* the context of what a signal's handler raises */
+        else if (PyTuple_GET_ITEM(task, 2) == Py_True)
+            payload = encode(dumps, value, out + sizeof answer);
         if (PyErr_CheckSignals() < 0) { /* one that came at its very end is still the task's */
-            PyObject *later = raised();
-            PyException_SetContext(later, error);
-            error = later;
+            Py_XSETREF(error, raised());
             Py_CLEAR(value);
         }
+        if (error)
+            PyErr_SetHandledException(NULL);
         Py_XDECREF(function);
         if (PyObject_SetAttr(stopper, s_running, s_zero) < 0) {
             Py_XDECREF(value);
             Py_XDECREF(error);
             goto failed;
         }
-        if (!error && PyTuple_GET_ITEM(task, 2) == Py_True)
-            payload = encode(dumps, value, out + sizeof answer);
         if (error || payload < 0) {
             back = Py_BuildValue("KOOO", (unsigned long long)number, begun, value ? value : Py_None,
                                  error ? error : Py_None);

@@ -591,19 +591,62 @@ def test_what_is_unusual_is_told_and_not_run(frame: bytes) -> None:
         assert (it.ran, it._at, it.running, read(it.answer_r)) == ([], 0, 0, b"")
 
 
-def test_a_signal_at_the_very_end_is_still_the_tasks() -> None:
-    def hear(*_: object) -> None:
-        raise Odd("a signal")
+def raise_signal() -> Any:
+    """`raise` of C, which returns before the handler runs."""
+    return ctypes.CDLL(None)["raise"]
 
+
+@contextmanager
+def heard(hear: Callable[..., None]) -> Iterator[bytes]:
+    """Have a handler of SIGUSR1. -> a body with its number"""
     before = signal.signal(signal.SIGUSR1, hear)
     try:
-        with loose(framed(1, b"[[%d],{}]" % signal.SIGUSR1), 1) as it:
-            it.function = ctypes.CDLL(None)["raise"]  # which returns before the handler runs
-            told = it.run()
-            assert isinstance(told[3], Odd)
-            assert it.running == 0
+        yield b"[[%d],{}]" % signal.SIGUSR1
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def says_odd(*_: object) -> None:
+    raise Odd("a signal")
+
+
+def test_a_signal_at_the_very_end_is_still_the_tasks() -> None:
+    with heard(says_odd) as body, loose(framed(1, body), 1) as it:
+        it.function = raise_signal()
+        told = it.run()
+        assert isinstance(told[3], Odd)
+        assert it.running == 0
+
+
+def test_a_signal_while_its_result_is_encoded_is_still_the_tasks() -> None:
+    with heard(says_odd), loose(framed(1, task=2), 1) as it:
+        it.function = lambda: signal.SIGUSR1.value
+        told = it.run(dumps=raise_signal())
+        assert isinstance(told[3], Odd)
+        assert (told[2], it.running) == (None, 0)
+
+
+def test_what_a_late_signal_raises_keeps_its_context() -> None:
+    def hear(*_: object) -> None:
+        try:
+            raise KeyError("in the handler")
+        except KeyError:
+            says_odd()
+
+    with heard(hear) as body, loose(framed(1, body), 1) as it:
+        it.function = raise_signal()
+        error = it.run()[3]
+        assert isinstance(error, Odd)
+        assert isinstance(error.__context__, KeyError)
+
+
+def test_the_tasks_own_error_is_the_context_of_what_a_late_signal_raises() -> None:
+    with heard(says_odd) as body, loose(framed(1, body), 1) as it:
+        it.function = raise_signal()
+        it.function.restype = {}.__getitem__  # fails in C, so that no handler runs before
+        error = it.run()[3]
+        assert isinstance(error, Odd)
+        assert isinstance(error.__context__, KeyError)
 
 
 def test_a_place_that_is_none_is_an_error() -> None:
