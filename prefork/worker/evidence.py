@@ -54,18 +54,42 @@ def _events(root: Path) -> Path | None:
 
 def without_stack(pid: int) -> str:
     """Why a child does not tell its Python stack, and what the kernel says that it does."""
+    facts = _facts(pid)
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        facts = {name: text.strip() for name, _, text in (line.partition(":") for line in lines)}
-        bit = 1 << (STACK_SIGNAL - 1)
-        blocked, ignored, caught = (int(facts[name], 16) & bit for name in ("SigBlk", "SigIgn", "SigCgt"))
-    except (OSError, KeyError, ValueError):
+        why = _not_heard(facts)
+    except (KeyError, ValueError):
         return ""
-    why = "its task blocks the signal that asks for one; " if blocked else ""
-    why = why or ("its task ignores the signal that asks for one; " if ignored else "")
-    why = why or ("" if caught else "its task has taken the handler away, or is another program now; ")
     held = _wchan(pid)
     return f"no Python stack: {why}{facts['Name']} is in state {facts['State']}{held and f', in the kernel at {held}'}"
+
+
+def awaits_core(pid: int) -> bool:
+    """Whether a child that was asked for its stack will tell it as soon as it gets a core to run on."""
+    facts = _facts(pid)
+    try:
+        return facts["State"].startswith("R") and not _not_heard(facts)
+    except (KeyError, ValueError):
+        return False
+
+
+def _facts(pid: int) -> dict[str, str]:
+    """What the kernel says of a process, where it can be asked."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    return {name: text.strip() for name, _, text in (line.partition(":") for line in lines)}
+
+
+def _not_heard(facts: dict[str, str]) -> str:
+    """Why a child does not hear that it is asked for its stack, if so."""
+    bit = 1 << (STACK_SIGNAL - 1)
+    blocked, ignored, caught = (int(facts[name], 16) & bit for name in ("SigBlk", "SigIgn", "SigCgt"))
+    if blocked:
+        return "its task blocks the signal that asks for one; "
+    if ignored:
+        return "its task ignores the signal that asks for one; "
+    return "" if caught else "its task has taken the handler away, or is another program now; "
 
 
 def _wchan(pid: int) -> str:

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from prefork.worker import fast, process
 from prefork.worker.crashes import CrashLoop
-from prefork.worker.evidence import OutOfMemory, without_stack
+from prefork.worker.evidence import OutOfMemory, awaits_core, without_stack
 from prefork.worker.frames import BOOT_FAILED, READY, Answer, Order
 from prefork.worker.handoff import ChildEnd, MasterEnd
 from prefork.worker.loop import Loop
@@ -31,6 +31,7 @@ UNLIMITED = 1 << 62
 UNKILLABLE_S = 2.0  # after a kill: more than a child needs to give its memory back
 LOST_S = 0.5  # from the end of a child's pipe to its own, at most
 STACK_PAUSES_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.1)  # between looks for a stack that was asked for
+LATE_PAUSES_S = (0.1,) * 20  # the same, as long as the child is ready to run and gets no core
 
 
 class Owner(Protocol):
@@ -259,9 +260,10 @@ class Pool:
         return orders
 
     def ask_stack(self, child: Process, then: Callable[[str], None]) -> None:
-        """Call `then` with the Python stack of a child; if it does not tell in a quarter of a second, with why not."""
+        """Call `then` with the Python stack of a child; with why not if it does not tell it in a quarter of a second,
+        or in two more while it gets no core."""
         child.slate.wipe()
-        pauses = iter(STACK_PAUSES_S)
+        pauses, late = iter(STACK_PAUSES_S), iter(LATE_PAUSES_S)
         before = ""
 
         def look() -> None:
@@ -269,6 +271,8 @@ class Pool:
             if child not in self.children:
                 return then(before)
             stack, pause_s = child.slate.stack(), next(pauses, None)
+            if pause_s is None and (stack != before or (not stack and awaits_core(child.pid))):
+                pause_s = next(late, None)
             if pause_s is None or (stack and stack == before):  # not in the middle of its writing
                 child.slate.wipe()
                 return then(stack or without_stack(child.pid))

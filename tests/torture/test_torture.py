@@ -30,6 +30,7 @@ def end(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
         said, errors = process.communicate(timeout=LIMIT_S)
     finally:
         process.kill()
+    assert said, errors
     return json.loads(said), errors
 
 
