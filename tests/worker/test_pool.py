@@ -50,6 +50,7 @@ def asked_stack() -> Iterator[AskedStack]:
     def ask(first: Callable[[], object]) -> str:
         def live(number: int, end: ChildEnd, slate: Slate) -> None:
             os.setsid()
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
             slate.listen()
             first()
             end.answer(0, frames.READY)
