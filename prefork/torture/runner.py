@@ -34,6 +34,7 @@ from prefork.torture.fleet import Fleet
 from prefork.torture.ledger import Story, stories
 from prefork.torture.server import Server, bundled_binary, connect, die_with_parent
 
+DEEPEST_TEMP = 64  # bytes, which leave room for ours in the path of a unix socket: 103 on macOS, 107 on Linux
 READY_LIMIT_S = 60.0
 UNDO_LIMIT_S = 60.0
 STOP_LIMIT_S = 30.0
@@ -71,7 +72,8 @@ class Torture:
         if order.broker:
             address.resolve(order.broker)  # a URL that is none is said before anything begins
         self._order, self._show = order, show
-        self.folder = Path(tempfile.mkdtemp(prefix="prefork-torture-"))
+        deep = len(os.fsencode(tempfile.gettempdir())) > DEEPEST_TEMP
+        self.folder = Path(tempfile.mkdtemp(prefix="prefork-torture-", dir="/tmp" if deep else None))
         (self.folder / "ledger").mkdir()
         self._server = None if order.broker else Server(order.binary or bundled_binary(), self.folder / "server")
         self._url = order.broker or (self._server.url if self._server else "")

@@ -47,6 +47,14 @@ def test_it_gives_an_account_of_every_task(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []  # nothing is left of it
 
 
+def test_a_temporary_folder_may_be_deep(tmp_path: Path) -> None:
+    """Deeper than the path of a unix socket may be."""
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    report, errors = end(start(deep, "--minutes", "0.01", "--rate", "50", "--json"))
+    assert (report["broken"], report["findings"], errors) == ({}, [], "")
+
+
 def test_it_finds_a_task_that_somebody_takes_away(tmp_path: Path, own_server: Server) -> None:
     flags = ["--minutes", "0.1", "--seed", "7", "--rate", "150", "--pause", "60", "--json", "--broker", own_server.url]
     process = start(tmp_path, *flags)

@@ -100,4 +100,5 @@ def test_all_threads_of_a_child_are_told(asked_stack: AskedStack) -> None:
         waits.wait()
 
     stack = asked_stack(lambda: threading.Thread(target=wait_aside, daemon=True).start())
-    assert "in spin" in stack and "in wait_aside" in stack
+    assert "in spin" in stack
+    assert "in wait_aside" in stack
