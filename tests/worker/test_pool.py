@@ -85,9 +85,7 @@ def test_a_child_that_gets_no_core_is_waited_for(asked_stack: AskedStack, monkey
     assert "in spin" in asked_stack(lambda: None)
 
 
-def test_a_child_that_will_not_tell_is_not_waited_for(
-    asked_stack: AskedStack, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_child_that_will_not_tell_is_not_waited_for(asked_stack: AskedStack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "LATE_PAUSES_S", (3600.0,))
     blocked = asked_stack(lambda: signal.pthread_sigmask(signal.SIG_BLOCK, [STACK_SIGNAL]))
     assert "no Python stack" in blocked or sys.platform != "linux"
