@@ -25,6 +25,10 @@ need() {
         return
     fi
     env=$root/.venv${version:+-$version}
+    # Images often forbid Python to keep bytecode: each of the tests' processes would compile all sources anew, which
+    # takes longer than all the rest of its start.
+    unset PYTHONDONTWRITEBYTECODE
+    export PYTHONPYCACHEPREFIX="$env/bytecode"
     key=
     for file in "$root"/pyproject.toml "$root"/prefork/worker/*.[ch]; do
         key="$key$(cksum <"$file") " || exit 1
