@@ -48,11 +48,11 @@ class Channel:
     """One connection of the master to the broker. `up` and `down` tell its owner of the connection's fate."""
 
     def __init__(
-        self, loop: EventLoop, url: str, name: str, up: Callable[[], None], down: Callable[[str], None],
-        pushed: Callable[[list[Any]], None] | None = None,
+        self, loop: EventLoop, url: str, name: str, up: Callable[[], None], down: Callable[[str], None]
     ) -> None:  # fmt: skip
         self._loop, self._url, self._name, self._up, self._down = loop, url, name, up, down
-        self._pushed = pushed  # gets what the server says unasked, if it can: `hears_pushes`
+        # Gets what the server says unasked, if it can: `hears_pushes`. To be set before it connects.
+        self.pushed: Callable[[list[Any]], None] | None = None
         self._dial = Dial(loop, url, self._greet, self._break)
         self._socket: socket.socket | None = None
         self._expected: deque[Sent] = deque()
@@ -81,9 +81,9 @@ class Channel:
             # A user who may not name a connection can work all the same.
             self._queue(words, Sent(None, self._named if words[0] == "CLIENT" else self._greeted, limit_s))
         self.hears_pushes = False
-        if self._pushed:
+        if self.pushed:
             self._queue(("HELLO", 3), Sent(None, self._speaks, limit_s))
-        for verb in LOADED_VERBS if not self._pushed else ():
+        for verb in LOADED_VERBS if not self.pushed else ():
             self._queue(("SCRIPT", "LOAD", verbs.script(verb).text), Sent(None, self._greeted, limit_s))
         self._queue(("PING",), Sent(None, self._welcome, limit_s))
         self.flush()
@@ -181,8 +181,8 @@ class Channel:
     def _answer(self, here: socket.socket) -> None:
         try:
             while self._socket is here and (reply := self._reader.gets()) is not NOT_YET:
-                if isinstance(reply, hiredis.PushNotification) and reply[0] != b"subscribe" and self._pushed:
-                    self._pushed(reply)
+                if isinstance(reply, hiredis.PushNotification) and reply[0] != b"subscribe" and self.pushed:
+                    self.pushed(reply)
                     continue
                 if not self._expected:
                     return self._break(

@@ -50,7 +50,6 @@ class Client:
         self._address: address.Address | None = None
         self._announced: set[str] = set()
         self._failure: BrokerError | None = None  # of the latest call, if it failed
-        self._clock_ms = 0, 0  # the server's clock as it was last told, and our own at that time
         self._lock, self._pid = threading.Lock(), os.getpid()
 
     @property
@@ -69,6 +68,12 @@ class Client:
 
     def wire(self) -> Wire:
         """The connections beneath. Raises BrokerError for a broker that can't be used, or is too old."""
+        wire = self._wire
+        if wire is None or not self._checked or self._pid != os.getpid():
+            wire = self._open()
+        return wire
+
+    def _open(self) -> Wire:
         self._notice_fork()
         with self._lock:
             if self._wire is None:
@@ -98,7 +103,6 @@ class Client:
                 return {"redis_version": "99.0"}  # a user who may not ask; the scripts will tell
 
         said = self._bounded(info, uncertain=False)
-        self._clock_ms = int(said.get("server_time_usec", 0)) // 1000, time.monotonic_ns() // 1_000_000
         name, version = verbs.version_of(said)
         if version < verbs.OLDEST_SERVER:
             oldest = ".".join(map(str, verbs.OLDEST_SERVER))
@@ -221,19 +225,14 @@ class Client:
                 self._announced.add(queue)
                 if time.monotonic() - begun >= self.limit_s:
                     raise trouble.explain(TimeoutError(), self.shown)  # and nothing was sent
-                return self._enqueue(queue, entries)
-        return self._enqueue(queue, entries)
-
-    def _enqueue(self, queue: str, entries: list[verbs.Entry]) -> int:
-        k = self.keys(queue)
-        server_ms, read_ms = self._clock_ms
+                return self.enqueue(queue, entries)
+        k = _keys(self.prefix, queue)
         now_ms, _ = self.call(
-            verbs.enqueue(k, entries, now_ms=server_ms and server_ms + time.monotonic_ns() // 1_000_000 - read_ms),
+            verbs.enqueue(k, entries),
             again=lambda: verbs.enqueue(k, entries, again=True),
             uncertain=True,
             stats=k.stats,
         )
-        self._clock_ms = now_ms, time.monotonic_ns() // 1_000_000
         return int(now_ms)
 
     def cancel(self, queue: str, id: str, result_ttl_ms: int, record: dict[str, Any], *, stop: bool = False) -> str:

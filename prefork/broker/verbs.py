@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha1
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +18,6 @@ Argument = str | bytes | int
 SCRIPTS = Path(__file__).parent / "scripts"
 OLDEST_SERVER = (6, 2)
 MAX_TAKEOVERS = 10
-LARGE_BYTES = 1 << 14  # what is larger gets its time from the producer, as long as it has the right one
 
 
 @dataclass(frozen=True)
@@ -62,21 +60,14 @@ class Entry(NamedTuple):
     at: str
     payload: bytes  # header, newline, body
 
-    def arguments(self, now_ms: int = 0) -> tuple[Argument, ...]:
-        """As `enqueue` and `settle` take it. `now_ms`: by the server's clock, if it is known and `enqueue` takes it."""
-        if now_ms and len(self.payload) > LARGE_BYTES:
-            return (*self[1:4], b"1 %d %d %b" % (now_ms, self.priority, self.payload))
-        return self[1:]
 
-
-def enqueue(k: Keys, entries: Iterable[Entry], *, again: bool = False, now_ms: int = 0) -> Call:
-    """Accept messages, all for this queue. -> [server ms, how many were new]
-
-    `now_ms`: the time by the server's clock, as far as it is known here; 0: it is not.
-    """
+def enqueue(k: Keys, entries: Iterable[Entry], *, again: bool = False) -> Call:
+    """Accept messages, all for this queue. -> [server ms, how many were new]"""
+    words: list[Argument] = [k.result_prefix if again else "", k.active_prefix, k.inbox_prefix]
+    for entry in entries:
+        words += entry[1:]
     keys = (k.messages, k.pending, k.ranked, k.scheduled, k.wake, k.idle, k.paused)
-    head = (k.result_prefix if again else "", k.active_prefix, k.inbox_prefix)
-    return Call("enqueue", keys, (*head, *chain.from_iterable(entry.arguments(now_ms) for entry in entries)))
+    return Call("enqueue", keys, tuple(words))
 
 
 def claim(k: Keys, worker: str, n: int, number: int = 0, room: int = 0) -> Call:

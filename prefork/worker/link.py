@@ -47,12 +47,11 @@ class Link:
         self.outage = Outage()
         name = f"prefork-{os.getpid()}"
         self.channel = Channel(loop, url, name, self._up, self._down)
-        self.blocker = Channel(
-            loop, url, f"{name}-wait", self._blocker_up, self._blocker_down, lambda push: self.claims.handed_over(push)
-        )
+        self.blocker = Channel(loop, url, f"{name}-wait", self._blocker_up, self._blocker_down)
 
     def connect(self) -> None:
         """Begin to connect."""
+        self.blocker.pushed = self.claims.handed_over
         self.channel.connect()
         self.blocker.connect()
 

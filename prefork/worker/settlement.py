@@ -76,7 +76,7 @@ class Settlement(Outboxes):
             ]
             elsewhere = [entry for entry in entries if entry.queue != message.queue]
             here = [entry for entry in entries if entry.queue == message.queue]
-        follow = [word for entry in here for word in ("follow", message.id, *entry.arguments())]
+        follow = [word for entry in here for word in ("follow", message.id, *entry[1:])]
         record = self._success(message, answer.ran_s, result) if ttl_ms else b""
         # One record, so that no batch can part the follow-ups from the acknowledgement.
         done = message.id, (*follow, "done", message.id, ttl_ms, record)

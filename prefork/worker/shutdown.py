@@ -39,7 +39,7 @@ class Phase(enum.Enum):
 
 
 class Shutdown:
-    """The end of one worker."""
+    """The end of one worker. `begun`: whether it is stopping."""
 
     def __init__(
         self,
@@ -58,13 +58,8 @@ class Shutdown:
         self._limit_s = limit_s
         self.unstarted: list[Order] = []  # what goes back to its queue at once
         self.killed: list[Order] = []  # what goes back there when its child has ended
-        self.phase = Phase.RUNNING
+        self.phase, self.begun = Phase.RUNNING, False
         self._awaits_claim = False
-
-    @property
-    def begun(self) -> bool:
-        """Whether the worker is stopping."""
-        return self.phase is not Phase.RUNNING
 
     def ids(self) -> set[str]:
         """The messages that are about to go back."""
@@ -74,7 +69,7 @@ class Shutdown:
         """Claim no more, put back what has not started, let what runs finish within `shutdown_timeout`."""
         if self.begun:
             return
-        self.phase = Phase.DRAINING
+        self.phase, self.begun = Phase.DRAINING, True
         self._claims.close()
         self._pool.growing = False
         self.unstarted += self._dispatcher.ready

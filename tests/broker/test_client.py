@@ -19,7 +19,6 @@ from prefork import Prefork
 from prefork.broker import address, verbs
 from prefork.broker.client import Client
 from prefork.errors import BrokerError, EnqueueUncertain, NotJSON
-from prefork.message import decode
 from tests.broker.bench import DAY_MS, PAYLOAD, Bench
 from tests.broker.wires import Listener, Proxy, Redislike, Says, free_port
 from tests.conftest import PATIENCE_S, SLACK_S, Server, until
@@ -671,17 +670,6 @@ def test_many_keep_their_order(app: Prefork, server: Server) -> None:
     assert all(result.enqueued_at for result in results)
     for n in (0, 499, 500, 501, 1_233):
         assert app.client.inspect("default", results[n].id)[1].endswith(b"[[%d],{}]" % n)
-
-
-def test_large_ones_have_the_servers_time_and_their_arguments(app: Prefork, server: Server) -> None:
-    task = app.task(name="large")(lambda text: None)
-    results = [task.enqueue(f"{number}" * 50_000) for number in range(4)]
-    seconds, us = server.client.time()
-    for number, result in enumerate(results):
-        stored = server.client.hget(app.client.keys("default").messages, result.id)
-        message = decode(result.id.encode(), "default", stored)
-        assert orjson.loads(message.body) == [[f"{number}" * 50_000], {}]
-        assert 0 <= seconds * 1000 + us // 1000 - message.enqueued_ms < 60_000
 
 
 def test_many_of_mixed_queues_and_priorities(app: Prefork, server: Server) -> None:

@@ -13,7 +13,7 @@ import redis
 
 from prefork.broker import verbs
 from prefork.broker.keys import CLAIMED_PER_MS
-from prefork.message import State, decode
+from prefork.message import State
 from tests.broker.bench import DAY_MS, PAYLOAD, Bench
 from tests.conftest import until
 
@@ -55,27 +55,6 @@ def listening(bench: Bench) -> Iterator[list[tuple[str, bytes]]]:
 
 
 # -- enqueue ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("early_ms", [0, 20, -1000, 60, DAY_MS])
-@pytest.mark.parametrize("priority", [0, -7, 100])
-def test_the_time_that_a_producer_gives_a_large_message_is_taken_or_put_right(
-    bench: Bench, early_ms: int, priority: int
-) -> None:
-    seconds, us = bench.client.time()
-    given = seconds * 1000 + us // 1000 - early_ms
-    entry = verbs.Entry("q", "a", priority, "", LARGE)
-    now, accepted = bench.run(verbs.enqueue(bench.keys, [entry], now_ms=given))
-    stored = bench.client.hget(bench.keys.messages, "a")
-    assert accepted == 1
-    assert stored in (b"1 %d %d %b" % (at, priority, LARGE) for at in (now, given))
-    assert now - 50 <= decode(b"a", "q", stored).enqueued_ms <= now
-    assert bench.run(verbs.enqueue(bench.keys, [entry], again=True))[1] == 0
-
-
-def test_a_small_message_gets_its_time_from_the_server_alone(bench: Bench) -> None:
-    now, _ = bench.run(verbs.enqueue(bench.keys, [verbs.Entry("q", "a", 5, "", PAYLOAD)], now_ms=1))
-    assert bench.client.hget(bench.keys.messages, "a") == b"1 %d 5 %b" % (now, PAYLOAD)
 
 
 def test_messages_are_handed_out_first_in_first_out(bench: Bench) -> None:

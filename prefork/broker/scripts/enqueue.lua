@@ -1,26 +1,14 @@
 -- Accept messages: each once, however often it is sent.
 -- KEYS  1 messages  2 pending  3 ranked  4 scheduled  5 wake  6 idle  7 paused
 -- ARGV  1 prefix of result keys if this may be a repeat, else ""  2 prefix of active keys  3 prefix of inboxes; then for
---       each message: id, priority, when ("" now | "+ms" from now | "ms" since the epoch), header and body; large ones
---       may have what stands before these in front of them already: it is put right if their time is not about now
+--       each message: id, priority, when ("" now | "+ms" from now | "ms" since the epoch), header and body
 -- Returns  {server time in ms, how many were new}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local stamp = string.format('1 %.0f ', now)
 local accepted = 0
-local ABOUT_NOW_MS = 50
 local ready = {}
 local woken = false
-
--- The whole message. To put something in front of a large one copies it twice, which takes longer than all the rest.
-local function stamped(priority, given)
-  local ms, rank
-  if string.byte(given) == 49 then ms, rank = string.match(given, '^1 (%d+) (%-?%d+) {') end
-  if not ms then return stamp .. priority .. ' ' .. given end
-  local late = now - ms
-  if rank == priority and 0 <= late and late <= ABOUT_NOW_MS then return given end
-  return stamp .. priority .. ' ' .. string.sub(given, #ms + #rank + 5)
-end
 
 -- A single message that finds nothing before it goes straight to a worker that waits for one: it is active there from
 -- now on, and travels with the wake-up. PUBLISH tells whether that worker is still connected; who takes a worker over
@@ -45,7 +33,7 @@ for i = 4, #ARGV, 4 do
   local id, priority, at = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   -- A repeat may come when the task has finished already: its result tells, if it keeps one.
   local finished = ARGV[1] ~= '' and redis.call('EXISTS', ARGV[1] .. id) == 1
-  local message = not finished and stamped(priority, ARGV[i + 3])
+  local message = not finished and stamp .. priority .. ' ' .. ARGV[i + 3]
   if message and redis.call('HSETNX', KEYS[1], id, message) == 1 then
     accepted = accepted + 1
     local due = 0
