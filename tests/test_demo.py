@@ -145,10 +145,10 @@ def test_a_demo_that_is_stopped_in_the_middle_leaves_nothing_running(
 ) -> None:
     source = demo.folder / "source"
     source.mkdir()
-    for n in range(400):
+    for n in range(2000):
         (source / f"file{n}.py").write_text("def f(x):\n    return x\n" * 500)
     process = demo.start(source)
-    until(lambda: "with prefork 100/400" in demo.said(), demo, "a quarter of the files")
+    until(lambda: "with prefork 100/2000" in demo.said(), demo, "a twentieth of the files")
     broker = demo.broker_folder()
     assert broker.exists()
     if whole_group:

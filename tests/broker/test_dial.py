@@ -148,6 +148,7 @@ def test_the_loop_goes_on_while_a_name_is_looked_up(rig: Rigs, monkeypatch: pyte
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
+    monkeypatch.setattr(dial, "CONNECT_LIMIT_S", PATIENCE_S)
     it = rig(f"redis://some.host:{port}/0")
     ticks: list[int] = []
 
@@ -171,13 +172,14 @@ def hanging(*_: Any, **__: Any) -> Any:
 def test_a_lookup_that_hangs_holds_nothing_that_is_open_here(rig: Rigs, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pipes of children among it: were it to hold those, they would not see the end of a master that dies."""
     monkeypatch.setattr(socket, "getaddrinfo", hanging)
+    monkeypatch.setattr(dial, "CONNECT_LIMIT_S", PATIENCE_S)
     reads, writes = os.pipe()
     it = rig("redis://some.host:6379/0")
     it.channel.connect()
     os.close(writes)
     ended: list[bytes] = []
     it.loop.on_read(reads, lambda: ended.append(os.read(reads, 1)))
-    it.turn_until(lambda: ended, 5)
+    it.turn_until(lambda: ended, PATIENCE_S / 2)
     it.loop.forget(reads)
     os.close(reads)
     assert ended[0] == b""

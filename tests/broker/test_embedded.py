@@ -360,9 +360,12 @@ def test_a_newcomer_waits_for_a_server_that_is_stopping_and_starts_the_next(plac
     os.kill(server, signal.SIGSTOP)
     user.leave()
     until(lambda: "stopping" in place.keeper_log())
+    keeper = place.keeper()
+    os.kill(keeper, signal.SIGSTOP)  # or it would kill the server after a while
     newcomer = place.user()
     assert "does not answer within 0.3 s (it is being stopped)" in place.refuses(0.3)
     os.kill(server, signal.SIGCONT)
+    os.kill(keeper, signal.SIGCONT)
     assert newcomer.says() == str(place.path / "valkey.sock")
     assert place.server() != server
     assert place.client().get("k") == b"v"
@@ -649,7 +652,7 @@ def test_a_server_that_is_loading_its_data_is_waited_for(place: Place) -> None:
     work = b"*3\r\n$4\r\nEVAL\r\n$26\r\nfor n = 1, 12500000 do end\r\n$1\r\n0\r\n"
     # It answers once in 1024 commands; all together take longer than is waited for one that does not load.
     (data / "appendonly.aof.1.incr.aof").write_bytes(select + (work + put * 1024) * 60)
-    place.joined(USER.replace("Path(sys.argv[1])", "Path(sys.argv[1]), 2"))
+    place.joined(USER.replace("Path(sys.argv[1])", "Path(sys.argv[1]), 6"))
     assert place.client().get("k") == b"v"
 
 

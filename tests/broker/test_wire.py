@@ -135,11 +135,13 @@ def test_each_of_many_threads_has_a_connection_of_its_own(server: Server) -> Non
 
     def ask() -> None:
         barrier.wait(PATIENCE_S)
-        ids.add(wire.ask(("BLPOP", "nothing", "0.2"), ("CLIENT", "ID"))[1])
+        ids.add(wire.ask(("BLPOP", "awaited", 0), ("CLIENT", "ID"))[1])
 
     threads = [threading.Thread(target=ask, daemon=True) for _ in range(8)]
     for thread in threads:
         thread.start()
+    until(lambda: server.client.info("clients")["blocked_clients"] == 8)
+    server.client.rpush("awaited", *range(8))
     for thread in threads:
         thread.join(PATIENCE_S)
     assert len(ids) == 8

@@ -14,7 +14,7 @@ import redis
 from prefork.broker.keys import Keys
 from tests.conftest import Server, until
 
-LIMIT_S = 120.0
+LIMIT_S = 300.0
 TORTURE = [sys.executable, "-m", "prefork.cli.operator", "torture"]
 
 

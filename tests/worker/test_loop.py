@@ -53,9 +53,9 @@ def run(loop: Loop, seconds: float = 5.0) -> None:
 
 def test_timers_are_called_in_the_order_in_which_they_are_due(loop: Loop) -> None:
     called: list[int] = []
-    for delay_ms in (30, 10, 20, 0, 10):
-        loop.call_later(delay_ms / 1000, lambda delay_ms=delay_ms: called.append(delay_ms))  # type: ignore[misc]
-    loop.call_later(0.04, loop.stop)
+    for fiftieths in (30, 10, 20, 0, 10):
+        loop.call_later(fiftieths / 50, lambda fiftieths=fiftieths: called.append(fiftieths))  # type: ignore[misc]
+    loop.call_later(0.8, loop.stop)
     run(loop)
     assert called == [0, 10, 10, 20, 30]
 

@@ -118,7 +118,8 @@ def test_a_worker_tells_of_its_life(project: Project, tmp_path: pathlib.Path) ->
             return os.environ.get("NOTIFY_SOCKET", "nobody")
     """)
     systemd = Listener(str(tmp_path / "systemd"))
-    worker = project.worker(NOTIFY_SOCKET=systemd.path, WATCHDOG_USEC="200000")
+    # What is sent while ten wait to be read is lost, so not many a second.
+    worker = project.worker(NOTIFY_SOCKET=systemd.path, WATCHDOG_USEC="2000000")
     until(lambda: systemd.count("READY") == 1)
     until(lambda: systemd.count("WATCHDOG") >= 3)
     assert project.tasks.told.enqueue().wait(timeout=20) == "nobody"

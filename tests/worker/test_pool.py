@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import sys
@@ -37,9 +38,9 @@ class Owner:
     def on_death(self, death: Death) -> None: ...
 
 
-def spin() -> None:
+def spin(mark: mmap.mmap) -> None:
     while True:
-        pass
+        mark[0] = 1
 
 
 @pytest.fixture
@@ -54,16 +55,22 @@ def asked_stack() -> Iterator[AskedStack]:
             slate.listen()
             first()
             end.answer(0, frames.READY)
-            spin()
+            spin(mark)
 
         def told(stack: str) -> None:
             said.append(stack)
             loop.stop()
 
-        said: list[str] = []
+        def ask_when_it_spins(child: Process) -> None:
+            if mark[0]:
+                pool.ask_stack(child, told)
+            else:
+                loop.call_later(0.005, lambda: ask_when_it_spins(child))
+
+        said, mark = list[str](), mmap.mmap(-1, 1)
         pool = Pool(loop, 1, None, live)
         pools.append(pool)
-        pool.owner = Owner(lambda child: pool.ask_stack(child, told))
+        pool.owner = Owner(ask_when_it_spins)
         pool.fill()
         limit = loop.call_later(LIMIT_S, loop.stop)
         loop.run()
@@ -82,6 +89,7 @@ def asked_stack() -> Iterator[AskedStack]:
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel what the child waits for")
 def test_a_child_that_gets_no_core_is_waited_for(asked_stack: AskedStack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "STACK_PAUSES_S", ())
+    monkeypatch.setattr(room, "LATE_PAUSES_S", (0.1,) * 200)
     assert "in spin" in asked_stack(lambda: None)
 
 

@@ -46,7 +46,7 @@ def dead_pid() -> int:
 @pytest.fixture
 def folder(tmp_path: Path, server: Server) -> Path:
     """With an app and its configuration, whose pidfile is named by the environment."""
-    (tmp_path / "shop.py").write_text(APP.format(url=server.url, limit_s=1))
+    (tmp_path / "shop.py").write_text(APP.format(url=server.url, limit_s=20))
     (tmp_path / "shop.conf").write_text("[prefork]\napp = shop:app\nconcurrency = 1\npidfile = %(ENV_PIDFILE)s\n")
     return tmp_path
 
