@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -187,10 +188,10 @@ class Claims:
         room = max(0, room) if self._heard_as == worker else 0
         self._idled = self._idled or room > 0
         number = self._number
-        call = verbs.claim(queue.keys, worker, n, number, room)
-        self.channel.send(call, lambda reply: self._reply(queue, n, number, room, worker, reply))
+        call, asked_s = verbs.claim(queue.keys, worker, n, number, room), time.monotonic()
+        self.channel.send(call, lambda reply: self._reply(queue, n, number, room, worker, asked_s, reply))
 
-    def _reply(self, queue: Queue, n: int, number: int, room: int, worker: str, reply: Any) -> None:
+    def _reply(self, queue: Queue, n: int, number: int, room: int, worker: str, asked_s: float, reply: Any) -> None:
         queue.in_flight = False
         if isinstance(reply, Exception):
             queue.drained = False
@@ -202,7 +203,7 @@ class Claims:
             return
         self.outage.ends("claims")
         now_ms, next_due_ms, left, ids, messages, states = reply
-        self._clock.told(now_ms)
+        self._clock.told(now_ms, asked_s)
         queue.waits = len(ids) < room and not queue.woken
         if not queue.woken:
             queue.drained = left == 0 and (n == 0 or len(ids) < n)

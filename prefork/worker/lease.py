@@ -142,7 +142,7 @@ class Lease:
         due = set(map(id, self._claims.queues))
 
         def answered(queue: Queue, reply: Any) -> None:
-            if self._take_in(queue, reply):
+            if self._take_in(queue, sent_s, reply):
                 due.discard(id(queue))
                 if not due:
                     self.ends_s = max(self.ends_s, sent_s + self._lease_ms / 1000)
@@ -166,7 +166,7 @@ class Lease:
         if self._timer:
             self._tick()
 
-    def _take_in(self, queue: Queue, reply: Any) -> bool:
+    def _take_in(self, queue: Queue, sent_s: float, reply: Any) -> bool:
         if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("FENCED"):
             self._fenced(str(reply))
             return False
@@ -178,7 +178,7 @@ class Lease:
             return False
         self.outage.ends(part)
         now_ms, next_due_ms, waiting, *leases = reply
-        self._clock.told(now_ms)
+        self._clock.told(now_ms, sent_s)
         self._claims.due(queue, next_due_ms)
         if waiting:
             self._claims.wake(queue)
