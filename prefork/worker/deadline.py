@@ -55,7 +55,7 @@ class Deadlines:
 
         def kill(stack: str) -> None:
             self._pool.read(child)  # it may have answered meanwhile: late, but done
-            if child.head is order:
+            if child in self._pool.children and child.head is order:  # else its pid may be another's
                 child.stack = stack
                 self._pool.kill(child, f"timeout of {order.terms.timeout_s:g} s")
             self._look()

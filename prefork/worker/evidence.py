@@ -72,6 +72,14 @@ def awaits_core(pid: int) -> bool:
         return False
 
 
+def ran_ns(pid: int) -> int:
+    """For how long a process has had a core; -1 where the kernel does not tell."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return -1
+
+
 def _facts(pid: int) -> dict[str, str]:
     """What the kernel says of a process, where it can be asked."""
     try:

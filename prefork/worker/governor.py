@@ -70,7 +70,7 @@ class Governor:
 
         def kill(stack: str) -> None:
             self._asked.discard(child)
-            if child.head is order:
+            if child in self._pool.children and child.head is order:  # else its pid may be another's
                 child.stack = stack
                 self._pool.kill(child, why)
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from prefork.worker import fast, process
 from prefork.worker.crashes import CrashLoop
-from prefork.worker.evidence import OutOfMemory, awaits_core, without_stack
+from prefork.worker.evidence import OutOfMemory, awaits_core, ran_ns, without_stack
 from prefork.worker.frames import BOOT_FAILED, READY, Answer, Order
 from prefork.worker.handoff import ChildEnd, MasterEnd
 from prefork.worker.loop import Loop
@@ -264,19 +264,21 @@ class Pool:
         or in two more while it gets no core."""
         child.slate.wipe()
         pauses, late = iter(STACK_PAUSES_S), iter(LATE_PAUSES_S)
-        before = ""
+        before, ran_before_ns = "", -1
 
         def look() -> None:
-            nonlocal before
+            nonlocal before, ran_before_ns
             if child not in self.children:
                 return then(before)
-            stack, pause_s = child.slate.stack(), next(pauses, None)
-            if pause_s is None and (stack != before or (not stack and awaits_core(child.pid))):
+            stack, ran_now_ns, pause_s = child.slate.stack(), ran_ns(child.pid), next(pauses, None)
+            stands_still = ran_now_ns == ran_before_ns >= 0 and awaits_core(child.pid)
+            written = stack and stack == before and not stands_still  # in the middle of its writing
+            if pause_s is None and not written and (stack or awaits_core(child.pid)):
                 pause_s = next(late, None)
-            if pause_s is None or (stack and stack == before):  # not in the middle of its writing
+            if pause_s is None or written:
                 child.slate.wipe()
                 return then(stack or without_stack(child.pid))
-            before = stack
+            before, ran_before_ns = stack, ran_now_ns
             self._loop.call_later(pause_s, look)
             return None
 
