@@ -105,13 +105,16 @@ class Loop:
         self.on_read(self._wake_r, self._read_signals)
 
     def _read_signals(self) -> None:
-        try:
-            numbers = os.read(self._wake_r, 4096)
-        except BlockingIOError:
-            return
-        for number in numbers:
+        for number in self.come_signals():
             if callback := self._signals.get(number):
                 callback()
+
+    def come_signals(self) -> bytes:
+        """The numbers of those that have come since this was last asked."""
+        try:
+            return os.read(self._wake_r, 4096)
+        except BlockingIOError:
+            return b""
 
     def descriptors(self) -> Iterable[int]:
         """The loop's own descriptors, which a forked child has to close."""

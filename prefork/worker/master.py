@@ -40,7 +40,7 @@ from prefork.worker.notify import Notifier
 from prefork.worker.pidfile import Pidfile
 from prefork.worker.pool import Pool
 from prefork.worker.process import State
-from prefork.worker.reload import Origin, release_signals
+from prefork.worker.reload import ENDS, Origin, hold_ends, release_signals
 from prefork.worker.report import Report
 from prefork.worker.settlement import Settlement
 from prefork.worker.shutdown import Shutdown
@@ -124,9 +124,18 @@ class Master:
         self._watchdog()
         self.loop.run()
         self.status.close()
-        if self.commands.reloading:
-            self.notify.watchdog()  # the next one comes when the new version has imported the app
-        return self.commands.reloading
+        if not self.commands.reloading or self._ends_all_the_same():
+            return False
+        self.notify.watchdog()  # the next one comes when the new version has imported the app
+        return True
+
+    def _ends_all_the_same(self) -> bool:
+        """Whether it was told to end after the last turn. What comes from now on waits for the new version."""
+        hold_ends()
+        ends = bool(ENDS & set(self.loop.come_signals()))
+        if ends:
+            log.info("stopping, in place of going on as the new version")
+        return ends
 
     def _live_as_child(self, number: int, end: ChildEnd, slate: Slate) -> None:
         names = self.settings.queues.names
@@ -177,6 +186,9 @@ class Master:
             self.channel.flush()
         if self.shutdown.begun:
             self.shutdown.turn()
+            if self.channel.ready:  # nothing may wake the loop to send what goes back by that
+                self.settlement.flush(self.channel)
+                self.channel.flush()
 
     def _claimed(
         self, queue: str, ids: list[bytes], messages: list[bytes], states: list[bytes | None], serial: int

@@ -21,6 +21,7 @@ from prefork.worker.pool import Pool
 log = logging.getLogger("prefork")
 CHECK_LIMIT_S = 60.0
 LONGEST_OUTPUT = 1 << 16
+ENDS = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
 # Those that mean something to a worker that is up, and would end one that is not yet.
 LATER = {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU}
 
@@ -162,3 +163,13 @@ def hold_signals() -> None:
 def release_signals() -> None:
     """Take what has waited."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, LATER)
+
+
+def hold_ends() -> None:
+    """Let the signals to end wait for the new version: the old one hears none any more."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
+
+
+def release_ends() -> None:
+    """In the new version: end if one has come meanwhile."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)

@@ -24,7 +24,7 @@ from prefork.worker.pool import Pool
 from prefork.worker.settlement import Settlement
 
 log = logging.getLogger("prefork")
-UNKILLABLE_S = 0.3  # after a kill: more than any child needs that the kernel lets die
+UNKILLABLE_S = 0.8  # after a kill: more than a child needs to give its memory back, and to get a core for that
 LAST_WORDS_S = 0.6  # after the children have ended: for the broker to take the last outcomes
 BECAUSE = "shutdown"  # the reason of a kill begins so
 
