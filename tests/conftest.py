@@ -28,7 +28,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 PATIENCE_S = 60.0  # of a wait on a machine that is busy with something else
-SLACK_S = 5.0  # that such a machine may add to a time that is promised
+SLACK_S = 15.0  # that such a machine may add to a time that is promised
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT_S = 60  # for what takes seconds on an idle machine
+LIMIT_S = 180  # for what takes seconds on an idle machine
 MARK = "PREFORK_TEST_MARK"
 
 
@@ -145,10 +145,10 @@ def test_a_demo_that_is_stopped_in_the_middle_leaves_nothing_running(
 ) -> None:
     source = demo.folder / "source"
     source.mkdir()
-    for n in range(2000):
+    for n in range(1200):
         (source / f"file{n}.py").write_text("def f(x):\n    return x\n" * 500)
     process = demo.start(source)
-    until(lambda: "with prefork 100/2000" in demo.said(), demo, "a twentieth of the files")
+    until(lambda: "with prefork 300/1200" in demo.said(), demo, "a quarter of the files")
     broker = demo.broker_folder()
     assert broker.exists()
     if whole_group:

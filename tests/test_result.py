@@ -273,7 +273,7 @@ def test_waiting_ends_soon_after_the_task(app: Prefork, hand: Hand) -> None:
 
     thread = threading.Thread(target=finish)
     thread.start()
-    assert it.wait(timeout=20) == 7
+    assert it.wait(timeout=60) == 7
     told = time.monotonic()
     thread.join()
     assert told - ended[0] < SLACK_S
@@ -291,7 +291,7 @@ def test_a_wait_survives_the_loss_of_its_connection(app: Prefork, hand: Hand, se
 
     thread = threading.Thread(target=disturb)
     thread.start()
-    assert it.wait(timeout=20) == 7
+    assert it.wait(timeout=60) == 7
     thread.join()
 
 
@@ -299,7 +299,7 @@ def test_many_may_wait_for_one_task(app: Prefork, hand: Hand) -> None:
     it = app.tasks["job"].enqueue(1)
     hand.claim()
     values: list[Any] = []
-    threads = [threading.Thread(target=lambda: values.append(app.result(it.id).wait(timeout=20))) for _ in range(5)]
+    threads = [threading.Thread(target=lambda: values.append(app.result(it.id).wait(timeout=60))) for _ in range(5)]
     for thread in threads:
         thread.start()
     hand.done(it.id, 7)
@@ -331,7 +331,7 @@ def test_who_waits_hears_of_the_cancellation(app: Prefork) -> None:
     timer = threading.Timer(0.1, other.cancel)
     timer.start()
     with pytest.raises(TaskFailed, match=r"prefork\.Cancelled"):
-        it.wait(timeout=20)
+        it.wait(timeout=60)
     timer.join()
 
 
@@ -392,20 +392,20 @@ def test_a_result_of_a_real_worker_says_all_that_happened(project: Project) -> N
     worker = project.worker("queues = default, elsewhere\nconcurrency = 2")
 
     added = tasks.add.enqueue(1, b=2)
-    assert added.wait(timeout=20) == 3
+    assert added.wait(timeout=60) == 3
     assert (added.status, added.attempts, added.errors) == (TaskStatus.SUCCESSFUL, 1, [])
     assert added.enqueued_at <= added.started_at <= added.finished_at
 
     failed = tasks.fails.enqueue()
     with pytest.raises(TaskFailed) as caught:
-        failed.wait(timeout=20)
+        failed.wait(timeout=60)
     assert caught.value.exception_class_path == "builtins.KeyError"
     assert caught.value.message == "'no such order'"
     assert 'raise KeyError("no such order")' in caught.value.traceback
     assert (failed.attempts, len(failed.errors)) == (2, 2)
 
     with pytest.raises(TaskFailed, match=r"prefork\.Expired"):
-        late.wait(timeout=20)
+        late.wait(timeout=60)
     assert late.attempts == 0
     assert worker.stop() == 0
 
@@ -413,8 +413,8 @@ def test_a_result_of_a_real_worker_says_all_that_happened(project: Project) -> N
 def test_a_queue_to_which_only_follow_ups_were_ever_sent_is_known_like_any_other(project: Project) -> None:
     project.add(CODE)
     project.worker("queues = default, elsewhere")
-    follow_up = project.tasks.parent.enqueue().wait(timeout=20)
-    assert project.tasks.app.result(follow_up).wait(timeout=20) == 3
+    follow_up = project.tasks.parent.enqueue().wait(timeout=60)
+    assert project.tasks.app.result(follow_up).wait(timeout=60) == 3
     assert "elsewhere" in project.tasks.app.client.queues()
 
 

@@ -382,7 +382,7 @@ def test_a_broken_connection_is_reported_once(rig: Rigs, server: Server) -> None
 def test_no_descriptor_is_lost_in_many_reconnects(rig: Rigs, server: Server) -> None:
     with Proxy(server.path) as proxy:
         it = rig(proxy.url, QuickLoop()).connect()
-        quiet = partial(len, proxy.open)
+        quiet = partial(len, proxy.open)  # the list itself, which is changed in place
         it.turn_until(lambda: quiet() == 1)
         before = None
         for n in range(50):

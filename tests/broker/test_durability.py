@@ -159,7 +159,7 @@ def test_an_outcome_that_a_failover_would_have_lost_is_settled_by_the_new_primar
             replication.heal()
             project.tasks.app.client.url = replica.url
             project.tasks.app.client.close()
-            assert result.wait(timeout=20) == 1
+            assert result.wait(timeout=60) == 1
             worker.wait_for("the broker is back after")
             assert counts(project, "ended") == {"1": 1}
             assert worker.stop() == 0
@@ -176,7 +176,7 @@ def test_outcomes_on_disk(own_project: Project) -> None:
         pytest.skip("needs WAITAOF")
     worker = own_project.worker("durability = fsync")
     results = own_project.tasks.app.enqueue_many(own_project.tasks.add.s(n) for n in range(100))
-    assert [result.wait(timeout=20) for result in results] == list(range(2, 102))
+    assert [result.wait(timeout=60) for result in results] == list(range(2, 102))
     assert server.client.info("commandstats")["cmdstat_waitaof"]["calls"] > 1
     server.client.config_set("appendonly", "no")
     own_project.tasks.add.enqueue(1)

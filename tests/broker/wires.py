@@ -29,6 +29,7 @@ class Listener:
     def __init__(self, port: int = 0, host: str = "127.0.0.1") -> None:
         self.open: list[socket.socket] = []
         self.accepted = 0
+        self._changing = threading.Lock()
         self._listening = socket.create_server((host, port))
         self.port = int(self._listening.getsockname()[1])
         self.url = f"redis://{host}:{self.port}/0"
@@ -41,13 +42,15 @@ class Listener:
             except OSError:
                 return
             self.accepted += 1
-            self.open.append(connection)
+            with self._changing:
+                self.open.append(connection)
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError, ValueError), connection:
             self.talk(connection)
-        self.open = [other for other in self.open if other.fileno() != -1]
+        with self._changing:
+            self.open[:] = [other for other in self.open if other.fileno() != -1]
 
     def talk(self, connection: socket.socket) -> None:
         """Say nothing, until the other side closes."""

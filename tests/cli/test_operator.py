@@ -30,7 +30,7 @@ def test_queues_as_json_have_the_fields_that_are_documented(project: Project) ->
 def test_queues_count_what_has_run_and_what_has_failed(project: Project) -> None:
     project.add("@app.task(max_retries=0)\ndef fail(): raise ValueError('no')")
     worker = project.worker()
-    project.tasks.add.enqueue(1).wait(timeout=20)
+    project.tasks.add.enqueue(1).wait(timeout=60)
     until(lambda: (project.tasks.fail.enqueue(), True)[1])
     until(lambda: as_json("queues", "--broker", project.server.url)[0]["dead"] == 1)
     (queue,) = as_json("queues", "--broker", project.server.url)
@@ -135,7 +135,7 @@ def test_doctor_warns_of_a_policy_that_throws_tasks_away(own_project: Project) -
 
 def test_doctor_is_content_with_a_working_deployment(own_project: Project) -> None:
     worker = own_project.worker()
-    own_project.tasks.add.enqueue(1).wait(timeout=20)
+    own_project.tasks.add.enqueue(1).wait(timeout=60)
     text = prefork("doctor", "--broker", own_project.server.url)
     assert "ok       queue default: 0 pending, 0 scheduled, 0 active, 0 dead, 1 workers" in text
     assert worker.stop() == 0

@@ -41,7 +41,7 @@ def on_terminal(columns: int, *words: str) -> list[str]:
             break
         said += some
     os.close(terminal)
-    assert process.wait(20) == 0, said
+    assert process.wait(60) == 0, said
     return said.decode().splitlines()
 
 
@@ -149,7 +149,7 @@ def test_a_reader_that_has_enough_is_no_error(project: Project) -> None:
     process.stdout.read(10)
     process.stdout.close()
     assert process.stderr.read() == b""
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
 
 
 def test_an_interrupt_ends_it_in_silence(project: Project) -> None:
@@ -158,7 +158,7 @@ def test_an_interrupt_ends_it_in_silence(project: Project) -> None:
     process = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     until(lambda: project.server.client.llen(key("pending")) and project.server.client.pubsub_channels())
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err.strip()) == (130, b"", b"")
 
 
@@ -198,7 +198,7 @@ def test_every_field_of_json_is_documented(project: Project) -> None:
     dead, nap, later = tasks.fail.enqueue(), tasks.nap.enqueue("nap", 60), tasks.add.using(run_after=99).enqueue(1)
     until(lambda: (dead.refresh(), dead.is_finished)[1] and project.lines("started"))
     done = tasks.add.using(max_retries=3).enqueue(1)
-    done.wait(timeout=20)
+    done.wait(timeout=60)
     app_data = ("args", "kwargs", "options", "value", "progress")
 
     def fields(*words: str, code: int = 0) -> set[str]:

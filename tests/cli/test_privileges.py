@@ -32,7 +32,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become ano
 
 
 def become(*users: str) -> list[str]:
-    done = subprocess.run([sys.executable, "-c", CODE, *users], capture_output=True, text=True, timeout=20)
+    done = subprocess.run([sys.executable, "-c", CODE, *users], capture_output=True, text=True, timeout=60)
     assert not done.stderr
     return done.stdout.splitlines()
 
@@ -57,7 +57,7 @@ def test_one_who_is_that_user_stays_and_no_other_is_to_be_had() -> None:
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, timeout=20)
+    return subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, timeout=60)
 
 
 @as_root
@@ -133,13 +133,13 @@ def test_tasks_run_as_the_user_of_the_configuration(project: Project) -> None:
             return [imported_by, os.getuid(), os.geteuid(), os.environ["HOME"]]
     """)
     worker = project.worker("user = nobody\npidfile = it.pid")
-    assert project.tasks.who.enqueue().wait(timeout=20) == [nobody.pw_uid] * 3 + [nobody.pw_dir]
+    assert project.tasks.who.enqueue().wait(timeout=60) == [nobody.pw_uid] * 3 + [nobody.pw_dir]
     pidfile = project.folder / "it.pid"
     assert pidfile.read_text().strip() == str(worker.pid)
     assert pidfile.stat().st_uid == nobody.pw_uid
     worker.send(signal.SIGHUP)
     until(lambda: worker.log.count("is ready") == 2)
-    assert project.tasks.who.enqueue().wait(timeout=20)[1] == nobody.pw_uid
+    assert project.tasks.who.enqueue().wait(timeout=60)[1] == nobody.pw_uid
     assert worker.stop() == 0
     assert not pidfile.exists()
 

@@ -158,7 +158,7 @@ def test_cancel_what_waits_what_is_scheduled_and_what_runs(project: Project) -> 
 def test_cancel_what_has_finished_or_is_not_known(project: Project) -> None:
     worker = project.worker()
     done = project.tasks.add.enqueue(1)
-    done.wait(timeout=20)
+    done.wait(timeout=60)
     out = prefork("cancel", done.id, "0123", "--broker", project.server.url, code=1)
     assert out.splitlines() == [f"{done.id}  finished (SUCCESSFUL)", "0123  unknown"]
     assert worker.stop() == 0
@@ -180,7 +180,7 @@ def test_retry_gives_a_dead_letter_all_its_chances_again_and_keeps_its_history(p
     result = project.tasks.fail.enqueue()
     until(lambda: place(project, result) == "dead")
     assert prefork("retry", result.id, "--broker", project.server.url) == f"{result.id}  pending\n"
-    assert result.wait(timeout=20) == "at last"
+    assert result.wait(timeout=60) == "at last"
     assert (result.attempts, len(result.errors)) == (3, 2)
     out = prefork("retry", result.id, "0123", "--broker", project.server.url, code=1)
     assert out.splitlines() == [f"{result.id}  not a dead letter", "0123  unknown"]
@@ -241,7 +241,7 @@ def test_purge_deletes_what_waits_or_what_it_is_told(project: Project) -> None:
 def test_pause_and_resume_are_obeyed_by_all_workers_at_once(project: Project) -> None:
     workers = [project.worker(), project.worker()]
     url = project.server.url
-    project.tasks.add.enqueue(1).wait(timeout=20)
+    project.tasks.add.enqueue(1).wait(timeout=60)
     assert "is paused" in prefork("pause", "default", "--broker", url)
     assert "was paused already" in prefork("pause", "default", "--broker", url)
     results = [project.tasks.add.enqueue(n) for n in range(5)]
@@ -278,7 +278,7 @@ def test_on_a_terminal_it_asks(project: Project, answer: str, left: int) -> None
         said += os.read(terminal, 1024)
     assert b"This will delete 1 task (pending and scheduled) of queue default for good." in said
     os.write(terminal, answer.encode() + b"\n")
-    assert process.wait(20) == (0 if left == 0 else EXIT_USAGE)
+    assert process.wait(60) == (0 if left == 0 else EXIT_USAGE)
     os.close(terminal)
     assert len(pending(project)) == left
 

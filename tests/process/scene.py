@@ -74,7 +74,7 @@ def warm_up(project: Project, n: int = 400) -> None:
     """Let the worker learn that `step` is fast."""
     step = project.tasks.step
     for result in project.tasks.app.enqueue_many(step.s(-1) for _ in range(n)):
-        result.wait(timeout=20)
+        result.wait(timeout=60)
 
 
 class Clock:

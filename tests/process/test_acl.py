@@ -27,7 +27,7 @@ def busy(context, n):
     context.progress(1, 2, "half")
     context.enqueue(add.using(queue_name="other").s(n))
     context.enqueue(add.s(n))
-    return add.enqueue(n, 1).wait(timeout=20)
+    return add.enqueue(n, 1).wait(timeout=60)
 
 @app.task(max_retries=1, retry_delay=0.05)
 def fails(n):
@@ -78,7 +78,7 @@ def _text(entry: dict[Any, Any], name: str) -> str:
 def worker(project: Project) -> Worker:
     (project.folder / "secret").write_text(PASSWORD + "\n")
     conf = f"broker = unix://prefork-worker@{project.server.path}\nbroker_password_file = secret\nprefix = {PREFIX}\n"
-    return project.worker(conf + "queues = default, other\nconcurrency = 2\nmax_crashes = 1\nlease = 2")
+    return project.worker(conf + "queues = default, other\nconcurrency = 2\nmax_crashes = 1")
 
 
 def test_each_role_can_do_its_work_and_no_password_is_shown(project: Project) -> None:
@@ -87,15 +87,15 @@ def test_each_role_can_do_its_work_and_no_password_is_shown(project: Project) ->
     app.connect_to(url(server, "producer"), PREFIX)
     first, second = worker(project), worker(project)
     result = tasks.busy.enqueue(1)
-    assert result.wait(timeout=20) == 2
-    assert [it.wait(timeout=20) for it in app.enqueue_many(tasks.add.s(n) for n in range(50))] == [*range(2, 52)]
+    assert result.wait(timeout=60) == 2
+    assert [it.wait(timeout=60) for it in app.enqueue_many(tasks.add.s(n) for n in range(50))] == [*range(2, 52)]
     assert app.result(result.id).status == "SUCCESSFUL"
     late = [tasks.add.using(run_after=600, priority=3).enqueue(n) for n in range(3)]
     assert late[0].cancel()
     failed, crashed = tasks.fails.enqueue(1), tasks.dies.enqueue(1)
     for it in (failed, crashed):
         with pytest.raises(Exception, match=r"ValueError|WorkerDied|exited|Crash"):
-            it.wait(timeout=20)
+            it.wait(timeout=60)
     first.process.kill()  # and its lease is taken over
     first.process.wait(10)
     until(lambda: len(server.client.zrange(f"{PREFIX}:{{default}}:leases", 0, -1)) == 1)
@@ -106,8 +106,7 @@ def test_each_role_can_do_its_work_and_no_password_is_shown(project: Project) ->
         flags = ["--broker", url(server, role), "--prefix", PREFIX]
         queues = {it["name"]: it for it in as_json("queues", *flags)}
         assert queues["default"]["dead"] == 2
-        (told,) = as_json("workers", *flags)
-        assert told["answered"]
+        until(lambda flags=flags: as_json("workers", *flags)[0]["answered"])  # type: ignore[misc]
         for place in ("pending", "scheduled", "active", "dead"):
             as_json("list", "default", "--state", place, *flags)
         assert as_json("show", failed.id, *flags)["task"].endswith("fails")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 
 from tests.conftest import Project, until
-from tests.process.scene import STEPS, Clock, counts, gone, place, state, wait_dead, warm_up
+from tests.process.scene import STEPS, counts, gone, place, state, wait_dead, warm_up
 from tests.process.test_shutdown import STUBBORN
 
 
@@ -15,15 +13,14 @@ from tests.process.test_shutdown import STUBBORN
 def test_a_task_is_killed_at_its_deadline_whatever_it_does(project: Project, what: str) -> None:
     project.add(STEPS)
     worker = project.worker()
-    project.tasks.add.enqueue(1).wait(timeout=20)
-    result = project.tasks.step.using(timeout=0.7, max_retries=0).enqueue(1, what)
+    project.tasks.add.enqueue(1).wait(timeout=60)
+    result = project.tasks.step.using(timeout=2, max_retries=0).enqueue(1, what)
     until(lambda: project.lines("how"))
-    clock = Clock()
     wait_dead(project, result)
-    assert clock.s > 0.3  # counted from the hand-off, which may be some time before the task's first line
+    assert result._known["errors"][-1]["ran_s"] >= 2
     assert result.attempts == 1
     assert result.errors[-1].exception_class_path == "prefork.TaskTimeout"
-    assert "0.7 s" in result.errors[-1].message
+    assert "2 s" in result.errors[-1].message
     pid = int(project.lines("how")[0].split()[1])
     until(lambda: gone(pid))
     until(lambda: len(worker.children()) == 2)
@@ -32,7 +29,7 @@ def test_a_task_is_killed_at_its_deadline_whatever_it_does(project: Project, wha
 
 def test_what_a_timed_out_task_has_started_is_killed_with_it(project: Project) -> None:
     project.add("""
-        @app.task(timeout=0.7, max_retries=0)
+        @app.task(timeout=5, max_retries=0)
         def spawn():
             process = subprocess.Popen(["sleep", "600"])
             note("pids", process.pid)
@@ -47,7 +44,7 @@ def test_what_a_timed_out_task_has_started_is_killed_with_it(project: Project) -
 
 def test_a_task_is_timed_from_its_start_and_not_from_when_it_was_queued_behind_another(project: Project) -> None:
     project.add("""
-        @app.task(name="some", timeout=1.2, max_retries=0)
+        @app.task(name="some", timeout=6, max_retries=0)
         def some(seconds):
             note("some", f"{seconds} {os.getpid()}")
             time.sleep(seconds)
@@ -56,10 +53,10 @@ def test_a_task_is_timed_from_its_start_and_not_from_when_it_was_queued_behind_a
     worker = project.worker("concurrency = 1")
     some = project.tasks.some
     for result in project.tasks.app.enqueue_many(some.s(0) for _ in range(300)):
-        result.wait(timeout=20)
+        result.wait(timeout=60)
     # All of these are handed over before the first of them turns out to be slow.
-    results = project.tasks.app.enqueue_many(some.s(0.8) for _ in range(4))
-    assert [result.wait(timeout=20) for result in results] == [0.8] * 4
+    results = project.tasks.app.enqueue_many(some.s(2.0) for _ in range(4))
+    assert [result.wait(timeout=60) for result in results] == [2.0] * 4
     assert all(result.attempts == 1 for result in results)
     assert worker.stop() == 0
 
@@ -72,7 +69,7 @@ def test_what_else_the_killed_child_held_is_not_charged(project: Project) -> Non
     invocations = [step.using(timeout=0.5, max_retries=1).s(0, "while True: pass"), *(step.s(n) for n in range(1, 30))]
     slow, *others = project.tasks.app.enqueue_many(invocations)
     for result in others:
-        result.wait(timeout=20)
+        result.wait(timeout=60)
         assert (result.attempts, result.errors) == (1, [])
     wait_dead(project, slow)
     assert slow.attempts == 2
@@ -85,7 +82,6 @@ def test_a_timed_out_task_is_retried_and_then_a_dead_letter(project: Project) ->
     project.add("""
         @app.task(timeout=0.4, max_retries=2, retry_delay=0.1)
         def slow():
-            note("slow", time.time())
             time.sleep(60)
     """)
     worker = project.worker()
@@ -93,17 +89,15 @@ def test_a_timed_out_task_is_retried_and_then_a_dead_letter(project: Project) ->
     wait_dead(project, result)
     assert result.attempts == 3
     assert [error.exception_class_path for error in result.errors] == ["prefork.TaskTimeout"] * 3
-    times = [float(line) for line in project.lines("slow")]
-    # Less than the 0.5 s of both: the time counts from the hand-off, the note from the task's own first line.
-    assert all(later - earlier >= 0.3 for earlier, later in pairwise(times))
+    assert all(error["ran_s"] >= 0.4 for error in result._known["errors"])
     assert state(project, result).get("crashes", 0) == 0
     assert worker.stop() == 0
 
 
 def test_a_task_within_its_deadline_is_left_alone_also_after_many(project: Project) -> None:
-    worker = project.worker("timeout = 1")
-    results = [project.tasks.nap.enqueue(n, 0.4) for n in range(8)]
-    assert [result.wait(timeout=20) for result in results] == list(range(8))
+    worker = project.worker("timeout = 6")
+    results = [project.tasks.nap.enqueue(n, 2) for n in range(8)]
+    assert [result.wait(timeout=60) for result in results] == list(range(8))
     assert all(result.attempts == 1 for result in results)
     assert worker.stop() == 0
 
@@ -113,7 +107,7 @@ def test_the_deadline_of_the_configuration_holds_for_tasks_without_one(project: 
     result = project.tasks.nap.using(max_retries=0).enqueue(1, 60)
     wait_dead(project, result)
     own = project.tasks.nap.using(timeout=5).enqueue(2, 1)
-    assert own.wait(timeout=20) == 2
+    assert own.wait(timeout=60) == 2
     assert worker.stop() == 0
 
 
@@ -226,7 +220,7 @@ def test_after_the_soft_timeout_comes_the_hard_one(project: Project, task: str, 
 def test_a_task_may_end_well_at_its_soft_timeout(project: Project, task: str) -> None:
     project.add(SOFT)
     worker = project.worker()
-    assert getattr(project.tasks, task).enqueue().wait(timeout=20) == "half of it"
+    assert getattr(project.tasks, task).enqueue().wait(timeout=60) == "half of it"
     assert worker.stop() == 0
 
 
@@ -235,18 +229,18 @@ def test_a_soft_timeout_is_over_with_its_task(project: Project) -> None:
     worker = project.worker("concurrency = 1")
     for n in range(20):
         project.tasks.quick.enqueue(n)
-    assert project.tasks.long.enqueue(7).wait(timeout=20) == 7
-    assert project.tasks.tidy.enqueue().wait(timeout=20) == "half of it"
+    assert project.tasks.long.enqueue(7).wait(timeout=60) == 7
+    assert project.tasks.tidy.enqueue().wait(timeout=60) == "half of it"
     long = project.tasks.long.enqueue(8)
-    assert long.wait(timeout=20) == 8
+    assert long.wait(timeout=60) == 8
     assert long.attempts == 1
     assert worker.stop() == 0
 
 
 def test_a_deadline_further_away_than_a_month_is_kept_quietly(project: Project) -> None:
     worker = project.worker("timeout = 365d")
-    assert project.tasks.nap.enqueue(1, 0.2).wait(timeout=20) == 1
+    assert project.tasks.nap.enqueue(1, 0.2).wait(timeout=60) == 1
     later = project.tasks.add.using(run_after=3000 * 86400.0).enqueue(1)
-    assert project.tasks.nap.enqueue(2, 0.2).wait(timeout=20) == 2
+    assert project.tasks.nap.enqueue(2, 0.2).wait(timeout=60) == 2
     assert place(project, later) == "scheduled"
     assert worker.stop() == 0

@@ -27,7 +27,7 @@ def mark(n):
 def test_a_delayed_task_starts_at_its_time_on_an_idle_worker(project: Project, how: str) -> None:
     project.add(TASKS)
     worker = project.worker("lease = 60")  # it looks every 20 s by itself
-    project.tasks.stamp.enqueue().wait(timeout=20)
+    project.tasks.stamp.enqueue().wait(timeout=60)
     late = []
     for n in range(5):
         delay_s = 0.1 + n * 0.05
@@ -35,7 +35,7 @@ def test_a_delayed_task_starts_at_its_time_on_an_idle_worker(project: Project, h
                      "moment": datetime.now(UTC) + timedelta(seconds=delay_s)}[how]  # fmt: skip
         begun = time.time()
         result = project.tasks.stamp.using(run_after=run_after).enqueue()
-        late.append(result.wait(timeout=20) - begun - delay_s)
+        late.append(result.wait(timeout=60) - begun - delay_s)
     assert all(-0.005 < s < SLACK_S for s in late)
     assert worker.stop() == 0
 
@@ -45,9 +45,9 @@ def test_delays_out_of_order_start_in_the_order_of_their_times(project: Project)
     worker = project.worker("concurrency = 1\nlease = 60")
     until(lambda: [c for c in project.server.client.client_list() if c["cmd"] == "bzpopmin"])
     begun = datetime.now(UTC)
-    delays = [1.3, 0.7, 1.0, 0.5, 1.6, 0.85]
+    delays = [6.3, 5.7, 6.0, 5.5, 6.6, 5.85]
     results = [project.tasks.stamp.using(run_after=begun + timedelta(seconds=s)).enqueue(s) for s in delays]
-    late = [result.wait(timeout=20) - begun.timestamp() - s for result, s in zip(results, delays, strict=True)]
+    late = [result.wait(timeout=60) - begun.timestamp() - s for result, s in zip(results, delays, strict=True)]
     assert [float(line) for line in project.lines("stamp")] == sorted(delays)
     assert all(-0.01 < s < SLACK_S for s in late)
     assert worker.stop() == 0
@@ -57,8 +57,8 @@ def test_a_delay_that_is_over_already_runs_at_once(project: Project) -> None:
     project.add(TASKS)
     worker = project.worker("lease = 60")
     clock = Clock()
-    project.tasks.stamp.using(run_after=datetime.now(UTC) - timedelta(days=3)).enqueue().wait(timeout=20)
-    project.tasks.stamp.using(run_after=0.0).enqueue().wait(timeout=20)
+    project.tasks.stamp.using(run_after=datetime.now(UTC) - timedelta(days=3)).enqueue().wait(timeout=60)
+    project.tasks.stamp.using(run_after=0.0).enqueue().wait(timeout=60)
     assert clock.s < 2 * SLACK_S
     assert worker.stop() == 0
 
@@ -69,7 +69,7 @@ def test_delayed_tasks_start_when_due_on_a_busy_worker_too(project: Project) -> 
     long = project.tasks.hold.enqueue(1)
     until(lambda: project.lines("started"))
     begun = time.time()
-    assert project.tasks.stamp.using(run_after=0.3).enqueue().wait(timeout=20) - begun < 0.3 + SLACK_S
+    assert project.tasks.stamp.using(run_after=0.3).enqueue().wait(timeout=60) - begun < 0.3 + SLACK_S
     assert place(project, long) == "active"
     project.let_go()
     assert worker.stop() == 0
@@ -82,7 +82,7 @@ def test_what_was_delayed_while_no_worker_ran_starts_with_the_next_one(project: 
     until(lambda: time.monotonic() > begun + 0.15)
     worker = project.worker()
     for result in results:
-        result.wait(timeout=20)
+        result.wait(timeout=60)
     assert worker.stop() == 0
 
 
@@ -143,7 +143,7 @@ def test_the_first_of_strict_queues_goes_first(project: Project) -> None:
     for n in range(20):
         project.tasks.mark.using(queue_name=("default", "mail")[n % 2]).enqueue(("default", "mail")[n % 2])
     project.let_go()
-    blocker.wait(timeout=20)
+    blocker.wait(timeout=60)
     until(lambda: len(project.lines("mark")) == 20)
     assert project.lines("mark") == ["mail"] * 10 + ["default"] * 10
     assert worker.stop() == 0
@@ -158,7 +158,7 @@ def test_weighted_queues_share_by_their_weights_and_none_starves(project: Projec
         mark = project.tasks.mark.using(queue_name=name)
         project.tasks.app.enqueue_many(mark.s(name) for _ in range(400))
     project.let_go()
-    blocker.wait(timeout=20)
+    blocker.wait(timeout=60)
     until(lambda: len(project.lines("mark")) == 800)
     share = project.lines("mark")[:400].count("a") / 400
     assert 0.6 < share < 0.9
@@ -172,7 +172,7 @@ def test_a_worker_blocked_on_two_queues_wakes_for_either(project: Project, queue
     slowest = 0.0
     for n in range(150):
         clock = Clock()
-        project.tasks.stamp.using(queue_name="ab"[n * 7 % 3 % 2]).enqueue().wait(timeout=20)
+        project.tasks.stamp.using(queue_name="ab"[n * 7 % 3 % 2]).enqueue().wait(timeout=60)
         slowest = max(slowest, clock.s)
     assert slowest < SLACK_S
     assert worker.stop() == 0
@@ -181,7 +181,7 @@ def test_a_worker_blocked_on_two_queues_wakes_for_either(project: Project, queue
 def test_an_idle_worker_asks_the_broker_hardly_anything(project: Project) -> None:
     project.add(TASKS)
     worker = project.worker("lease = 60\nqueues = a, b")
-    project.tasks.stamp.using(queue_name="a").enqueue().wait(timeout=20)
+    project.tasks.stamp.using(queue_name="a").enqueue().wait(timeout=60)
     client = project.server.client
     until(lambda: [c for c in client.client_list() if c["cmd"] == "bzpopmin"])
     before = client.info("stats")["total_commands_processed"]

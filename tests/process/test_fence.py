@@ -75,68 +75,69 @@ def said(worker: Worker, words: str) -> int:
 def test_one_that_was_cut_off_comes_back_and_drops_what_it_ran(project: Project, network: Network, mode: str) -> None:
     if mode == "drop":
         project.add("""
-            from prefork.broker import channel, dial
-            dial.CONNECT_LIMIT_S = channel.REPLY_LIMIT_S = 1.0
-            channel.Channel.send.__defaults__ = channel.Channel.send_words.__defaults__ = (1.0,)
+            if "pytest" not in sys.modules:
+                from prefork.broker import channel, dial
+                dial.CONNECT_LIMIT_S = channel.REPLY_LIMIT_S = 1.0
+                channel.Channel.send.__defaults__ = channel.Channel.send_words.__defaults__ = (1.0,)
         """)
-    cut_off = project.worker(f"lease = 1\nconcurrency = 1\n{behind(network)}")
+    cut_off = project.worker(f"lease = 5\nconcurrency = 1\n{behind(network)}")
     result = project.tasks.gated.enqueue(1)
     until(lambda: project.lines("gated"))
     child = int(project.lines("gated")[0].split()[1])
     network.set(mode, error=b"-LOADING somewhere else\r\n")
     clock = Clock()
-    heir = project.worker("lease = 1\nconcurrency = 1")
+    heir = project.worker("lease = 5\nconcurrency = 1")
     until(lambda: len(project.lines("gated")) == 2)
-    assert clock.s < 1 + 2 + SLACK_S, "its lease, two seconds, and some for a busy machine"
+    assert clock.s < 5 + 2 + SLACK_S, "its lease, two seconds, and some for a busy machine"
     assert not gone(child), "nobody can tell it"
     network.heal()
     until(lambda: said(cut_off, LOST) == 1)
     until(lambda: gone(child), what="what it ran is stopped")
     let_go(project, heir)
-    assert result.wait(timeout=20) == heir.pid
+    assert result.wait(timeout=60) == heir.pid
     assert project.lines("through") == [f"1 {heir.pid}"]
     # It works on, under another name.
     assert heir.stop() == 0
     let_go(project, cut_off)
-    assert project.tasks.gated.enqueue(2).wait(timeout=20) == cut_off.pid
+    assert project.tasks.gated.enqueue(2).wait(timeout=60) == cut_off.pid
     assert said(cut_off, LOST) == 1
     assert cut_off.stop() == 0
     assert project.server.client.zcard(key("leases")) == active(project) == 0
 
 
 def test_an_outcome_that_arrives_after_the_takeover_counts_for_nothing(project: Project, network: Network) -> None:
-    cut_off = project.worker(f"lease = 1\nconcurrency = 1\n{behind(network)}")
+    cut_off = project.worker(f"lease = 5\nconcurrency = 1\n{behind(network)}")
     result = project.tasks.gated.enqueue(1)
     until(lambda: project.lines("gated"))
     network.set("hold")
     let_go(project, cut_off)
     until(lambda: project.lines("through"))  # its settle is on its way, and stays there
-    heir = project.worker("lease = 1\nconcurrency = 1")
+    heir = project.worker("lease = 5\nconcurrency = 1")
     until(lambda: len(project.lines("gated")) == 2)
     network.heal()
     until(lambda: said(cut_off, LOST) == 1)
     result.refresh()
     assert not result.is_finished
     let_go(project, heir)
-    assert result.wait(timeout=20) == heir.pid
+    assert result.wait(timeout=60) == heir.pid
     assert [worker.stop() for worker in (heir, cut_off)] == [0, 0]
     result.refresh()
     assert result.return_value == heir.pid
 
 
 def test_a_claim_that_arrives_after_the_takeover_takes_nothing(project: Project, network: Network) -> None:
-    cut_off = project.worker(f"lease = 1\nconcurrency = 1\n{behind(network)}")
+    cut_off = project.worker(f"lease = 5\nconcurrency = 1\n{behind(network)}")
     let_go(project, cut_off)
     network.set("hold", replies_only=True)  # what it is told to claim for, it hears late
     results = [project.tasks.gated.enqueue(n) for n in range(3)]
     clock = Clock()
     until(lambda: clock.s > 0.5)
     network.set("hold")
-    heir = project.worker("lease = 1\nconcurrency = 1")
+    heir = project.worker("lease = 5\nconcurrency = 1")
     let_go(project, heir)
     until(lambda: said(heir, "took over"))
     network.heal()
-    assert {result.wait(timeout=20) for result in results} <= {heir.pid, cut_off.pid}
+    assert {result.wait(timeout=60) for result in results} <= {heir.pid, cut_off.pid}
     assert sorted(line.split()[0] for line in project.lines("gated")) == ["0", "1", "2"]
     until(lambda: said(cut_off, LOST) == 1)
     assert [worker.stop() for worker in (heir, cut_off)] == [0, 0]
@@ -147,19 +148,19 @@ def test_what_was_claimed_just_before_the_fence_is_run_by_its_new_holder_alone(
 ) -> None:
     """Of its two queues one was taken over: what the reply to a claim from the other one brings is no longer its."""
     results = [project.tasks.gated.enqueue(n) for n in range(3)]  # before it is up: no wake-up is on its way
-    worker = project.worker(f"lease = 1\nconcurrency = 1\nqueues = default, other\n{behind(network)}")
+    worker = project.worker(f"lease = 5\nconcurrency = 1\nqueues = default, other\n{behind(network)}")
     until(lambda: project.lines("gated"))
     client = project.server.client
     (name,) = client.zrange(key("leases"), 0, -1)
     until(lambda: _rests(project))  # a claim whose reply is held would keep it from the next one
-    ends = client.zscore(key("leases"), name)
     network.set("hold", replies_only=True)
     client.zrem(key("leases", "other"), name)
+    ends = client.zscore(key("leases"), name)
     until(lambda: client.zscore(key("leases"), name) != ends)  # the beats of both queues go together
     let_go(project, worker)
     until(lambda: client.zrange(key(f"active:{name.decode()}"), 0, -1) == [results[1].id.encode()])
     network.heal()
-    assert [result.wait(timeout=20) for result in results] == [worker.pid] * 3
+    assert [result.wait(timeout=60) for result in results] == [worker.pid] * 3
     assert said(worker, LOST) == 1
     assert sorted(line.split()[0] for line in project.lines("gated")) == ["0", "1", "2"]
     assert worker.stop() == 0
@@ -190,18 +191,18 @@ def test_after_trouble_longer_than_the_lease_nobody_takes_over_from_the_living(
 ) -> None:
     project = own_project
     project.add(GATED)
-    workers = [project.worker("lease = 1\nconcurrency = 1") for _ in range(3)]
+    workers = [project.worker("lease = 5\nconcurrency = 1") for _ in range(3)]
     results = [project.tasks.gated.enqueue(n) for n in range(3)]
     until(lambda: len(project.lines("gated")) == 3)
     end = trouble(project.server)
     clock = Clock()
-    until(lambda: clock.s > 1.5)
+    until(lambda: clock.s > 7)
     end()
     clock = Clock()
-    until(lambda: clock.s > 1.2)
+    until(lambda: clock.s > 6)
     for worker in workers:
         let_go(project, worker)
-    assert {result.wait(timeout=20) for result in results} == {worker.pid for worker in workers}
+    assert {result.wait(timeout=60) for result in results} == {worker.pid for worker in workers}
     assert [said(worker, "took over") + said(worker, LOST) for worker in workers] == [0] * 3
     assert len(project.lines("gated")) == 3
     assert [worker.stop() for worker in workers] == [0] * 3
@@ -272,15 +273,15 @@ def skewed(tmp_path: pathlib.Path, server_binary: str) -> Iterator[tuple[Skewed,
 @pytest.mark.parametrize("hours", [3, -3])
 def test_a_leap_of_the_servers_clock_makes_nobody_take_over(skewed: tuple[Skewed, Project], hours: int) -> None:
     it, project = skewed
-    workers = [project.worker("lease = 1\nconcurrency = 1") for _ in range(3)]
+    workers = [project.worker("lease = 5\nconcurrency = 1") for _ in range(3)]
     results = [project.tasks.gated.enqueue(n) for n in range(3)]
     until(lambda: len(project.lines("gated")) == 3)
     it.move(hours * 3600)
     clock = Clock()
-    until(lambda: clock.s > 1.6)
+    until(lambda: clock.s > 7)
     for worker in workers:
         let_go(project, worker)
-    assert {result.wait(timeout=20) for result in results} == {worker.pid for worker in workers}
+    assert {result.wait(timeout=60) for result in results} == {worker.pid for worker in workers}
     assert [said(worker, "took over") + said(worker, LOST) for worker in workers] == [0] * 3
     assert len(project.lines("gated")) == 3
     assert [worker.stop() for worker in workers] == [0] * 3
@@ -288,7 +289,7 @@ def test_a_leap_of_the_servers_clock_makes_nobody_take_over(skewed: tuple[Skewed
 
 def test_after_a_leap_back_the_dead_of_other_hosts_are_taken_over_all_the_same(skewed: tuple[Skewed, Project]) -> None:
     it, project = skewed
-    worker = project.worker("lease = 1\nconcurrency = 1")
+    worker = project.worker("lease = 5\nconcurrency = 1")
     result = project.tasks.gated.enqueue(1)
     until(lambda: project.lines("gated"))
     # As if it were another host's: its lease and what it holds, under another name.
@@ -296,12 +297,12 @@ def test_after_a_leap_back_the_dead_of_other_hosts_are_taken_over_all_the_same(s
     (name,) = client.zrange(key("leases"), 0, -1)
     client.zadd(key("leases"), {"elsewhere:00000000:7:7:7": int(client.zscore(key("leases"), name))})
     client.rename(key(f"active:{name.decode()}"), key("active:elsewhere:00000000:7:7:7"))
-    clock = Clock()
-    until(lambda: clock.s > 0.5)  # a beat, which sees it
+    ends = client.zscore(key("leases"), name)
+    until(lambda: client.zscore(key("leases"), name) != ends)  # a beat, which sees it
     it.move(-3 * 3600)
-    until(lambda: said(worker, "elsewhere"), 3 + SLACK_S, "three leases, and some for a busy machine")
+    until(lambda: said(worker, "elsewhere"), 15 + 3 * SLACK_S, "three leases, and some for a busy machine")
     let_go(project, worker)
-    assert result.wait(timeout=20) == worker.pid
+    assert result.wait(timeout=60) == worker.pid
     assert worker.stop() == 0
 
 
@@ -317,21 +318,21 @@ def test_a_worker_whose_own_clock_is_wrong_harms_nobody(project: Project, hours:
             time.time, time.time_ns = ahead(time.time), ahead(time.time_ns)
             note("clocks", time.time())
     """
-    right = project.worker("lease = 1\nconcurrency = 1")
+    right = project.worker("lease = 5\nconcurrency = 1")
     project.add(wrong)
-    other = project.worker("lease = 1\nconcurrency = 1")
+    other = project.worker("lease = 5\nconcurrency = 1")
     assert abs(float(project.lines("clocks")[0]) - __import__("time").time()) > 4 * 3600
     results = [project.tasks.gated.enqueue(n) for n in range(2)]
     until(lambda: len(project.lines("gated")) == 2)
-    delayed = project.tasks.add.using(run_after=1.5, expires=60).enqueue(1)
+    delayed = project.tasks.add.using(run_after=4, expires=60).enqueue(1)
     clock = Clock()
-    until(lambda: clock.s > 1.2)
+    until(lambda: clock.s > 3)
     delayed.refresh()
     assert not delayed.is_finished
     for worker in (right, other):
         let_go(project, worker)
-    assert {result.wait(timeout=20) for result in results} == {right.pid, other.pid}
-    assert delayed.wait(timeout=20) == 3
+    assert {result.wait(timeout=60) for result in results} == {right.pid, other.pid}
+    assert delayed.wait(timeout=60) == 3
     assert [said(worker, "took over") + said(worker, LOST) for worker in (right, other)] == [0, 0]
     assert [worker.stop() for worker in (right, other)] == [0, 0]
 
@@ -362,7 +363,7 @@ def test_a_name_with_the_pid_of_another_process_is_taken_over_at_once_and_that_o
         client.lpop(key("pending"))
         client.zadd(key(f"active:{worker}"), {held[worker].id: 1})
     worker = project.worker("lease = 60")
-    assert held[reused].wait(timeout=20) == 3
+    assert held[reused].wait(timeout=60) == 3
     assert client.zcard(key(f"active:{name}")) == 1
     assert said(worker, "took over") == 1
     assert worker.stop() == 0
@@ -380,7 +381,7 @@ def test_a_neighbour_that_dies_is_taken_over_at_once(project: Project) -> None:
     clock = Clock()
     dying.process.kill()
     dying.process.wait(10)
-    assert [result.wait(timeout=20) for result in results] == [heir.pid, heir.pid]
+    assert [result.wait(timeout=60) for result in results] == [heir.pid, heir.pid]
     assert clock.s < 2 * SLACK_S, "a third of the lease is 20 s"
     assert said(heir, "its process is gone") == 1
     assert heir.stop() == 0
@@ -407,7 +408,7 @@ def test_two_hosts_of_the_same_name_do_not_take_each_other_for_dead(project: Pro
     """As two containers with one image: the same host name, and the same pid."""
     project.add(GATED)
     conf = project.folder / "boxed.conf"
-    conf.write_text(f"[prefork]\napp = {project.module_name}:app\nconcurrency = 1\nlease = 1\n")
+    conf.write_text(f"[prefork]\napp = {project.module_name}:app\nconcurrency = 1\nlease = 5\n")
     boxes = []
     for n in range(2):
         with (project.folder / f"boxed{n}.log").open("wb") as log:
@@ -422,14 +423,14 @@ def test_two_hosts_of_the_same_name_do_not_take_each_other_for_dead(project: Pro
         results = [project.tasks.gated.enqueue(n) for n in range(2)]
         until(lambda: len(project.lines("gated")) == 2)
         clock = Clock()
-        until(lambda: clock.s > 1.2)
+        until(lambda: clock.s > 6)
         assert not [log for log in logs if "took over" in log.read_text()]
         boxes[0].kill()  # and the kernel ends what is in it
         clock = Clock()
         until(lambda: "took over" in logs[1].read_text())
-        assert 0.3 < clock.s < 1 + 2 + SLACK_S, "not at once, since it is not of this host; when its lease has ended"
+        assert 0.3 < clock.s < 5 + 2 + SLACK_S, "not at once, since it is not of this host; when its lease has ended"
         (project.folder / "go 1").touch()
-        assert [result.wait(timeout=20) for result in results] == [1, 1]
+        assert [result.wait(timeout=60) for result in results] == [1, 1]
     finally:
         for box in boxes:
             box.kill()

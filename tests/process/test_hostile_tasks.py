@@ -164,15 +164,15 @@ def test_a_hostile_task_ends_well_and_so_does_what_follows_it(project: Project, 
     result = project.tasks.step.using(max_retries=0).enqueue(1, what)
     follow = [project.tasks.nap.enqueue(2, 0.5), project.tasks.asynchronous.enqueue(), project.tasks.soft.enqueue(),
               *(project.tasks.step.enqueue(n) for n in range(3, 20))]  # fmt: skip
-    assert result.wait(timeout=20) == 1
-    assert [other.wait(timeout=20) for other in follow] == [2, 7, "soft", *range(3, 20)]
+    assert result.wait(timeout=60) == 1
+    assert [other.wait(timeout=60) for other in follow] == [2, 7, "soft", *range(3, 20)]
     assert all(other.attempts == 1 for other in [result, *follow])
     assert counts(project, "steps") == {str(n): 1 for n in [1, *range(3, 20)]}
     family = worker.children()
     clock = Clock()
     assert worker.stop() == 0
     assert clock.s < 1 + SLACK_S
-    assert gone(*family)
+    until(lambda: gone(*family))
 
 
 @pytest.mark.parametrize("after", ["", "; sys.kept = [open('/dev/null', 'w') for _ in range(64)]"])
@@ -183,7 +183,7 @@ def test_a_task_that_closes_all_descriptors_is_charged_and_nobody_else(project: 
     step = project.tasks.step
     first = step.s(1, "os.closerange(3, 1024)" + after)
     deadly, *others = project.tasks.app.enqueue_many([first, *(step.s(n) for n in range(2, 40))])
-    assert [result.wait(timeout=20) for result in others] == list(range(2, 40))
+    assert [result.wait(timeout=60) for result in others] == list(range(2, 40))
     assert all(result.attempts == 1 for result in others)
     wait_dead(project, deadly)
     assert deadly.errors[-1].exception_class_path == "prefork.ChildDied"
@@ -203,7 +203,7 @@ def test_a_thread_left_behind_that_reports_progress_does_not_garble_a_large_resu
     worker = project.worker("concurrency = 1")
     for _ in range(3):
         result = project.tasks.chatty.enqueue()
-        assert len(result.wait(timeout=20)) == 1_000_000
+        assert len(result.wait(timeout=60)) == 1_000_000
         assert result.attempts == 1
     assert worker.stop() == 0
 
@@ -216,7 +216,7 @@ def test_what_a_task_left_running_ends_with_its_child(project: Project) -> None:
             return os.getpid()
     """)
     worker = project.worker("max_tasks_per_child = 1")
-    project.tasks.spawn.enqueue().wait(timeout=20)
+    project.tasks.spawn.enqueue().wait(timeout=60)
     until(lambda: gone(int(project.lines("pids")[0])))
     assert worker.stop() == 0
 
@@ -248,7 +248,7 @@ def test_an_async_task_that_stops_or_closes_its_loop_spoils_no_other(project: Pr
     worker = project.worker("concurrency = 1\nshutdown_timeout = 1")
     for task, args in (("spoil", ["stop"]), ("spoil", ["close"]), ("leave_some", [])):
         result = getattr(project.tasks, task).enqueue(*args)
-        assert project.tasks.fine.enqueue().wait(timeout=20) == "fine"
+        assert project.tasks.fine.enqueue().wait(timeout=60) == "fine"
         until(lambda result=result: result.refresh() or result.is_finished)  # type: ignore[misc]
     assert worker.stop() == 0
 
@@ -263,7 +263,7 @@ def test_children_reseed_their_random_numbers(project: Project) -> None:
             return [random.random(), str(uuid.uuid4()), os.getpid()]
     """)
     worker = project.worker("concurrency = 3")
-    drawn = [result.wait(timeout=20) for result in [project.tasks.draw.enqueue() for _ in range(3)]]
+    drawn = [result.wait(timeout=60) for result in [project.tasks.draw.enqueue() for _ in range(3)]]
     assert len({first for first, _, _ in drawn}) == 3
     assert len({second for _, second, _ in drawn}) == 3
     assert worker.stop() == 0
@@ -278,7 +278,7 @@ def test_a_task_does_not_see_the_descriptors_of_the_master_or_of_other_children(
                     if os.path.exists(f"/proc/self/fd/{fd}") or True and os.path.islink(f"/proc/self/fd/{fd}")}
     """)
     worker = project.worker("concurrency = 4")
-    seen = [result.wait(timeout=20) for result in [project.tasks.look.enqueue() for _ in range(4)]]
+    seen = [result.wait(timeout=60) for result in [project.tasks.look.enqueue() for _ in range(4)]]
     for descriptors in seen:
         assert len([name for name in descriptors.values() if name.startswith("pipe:")]) == 3
         assert not [name for name in descriptors.values() if name.startswith(("socket:", "anon_inode:[eventpoll]"))]

@@ -60,7 +60,7 @@ def test_what_a_task_prints_and_logs_stands_in_the_log_with_its_name_and_id(proj
     project.add(TASKS)
     worker = project.worker()
     result = project.tasks.talk.enqueue()
-    result.wait(timeout=20)
+    result.wait(timeout=60)
     assert worker.stop() == 0
     lines = worker.log.splitlines()
     for text in ("printed 1 2", "to stderr", "no newline", "one", "two", "logged at info", "logged at critical", "root",
@@ -78,7 +78,7 @@ def test_json_lines_are_valid_and_name_task_and_id(project: Project) -> None:
     project.add(TASKS)
     worker = project.worker("log_format = json\nlog_level = debug")
     result = project.tasks.talk.enqueue()
-    result.wait(timeout=20)
+    result.wait(timeout=60)
     assert worker.stop() == 0
     lines = [json.loads(line) for line in worker.log.splitlines()]
     assert all({"time", "level", "message", "pid"} <= set(line) for line in lines)
@@ -92,7 +92,7 @@ def test_odd_texts_are_logged_as_well_as_it_goes(project: Project) -> None:
     project.add(TASKS)
     for form in ("text", "json"):
         worker = project.worker(f"log_format = {form}")
-        project.tasks.odd.enqueue().wait(timeout=20)
+        project.tasks.odd.enqueue().wait(timeout=60)
         assert worker.stop() == 0
         for text in ("surrogate", "printed", "with a surrogate", "ValueError", "%d of %d", "escape", "the end"):
             assert text in worker.log, (form, text)
@@ -103,7 +103,7 @@ def test_odd_texts_are_logged_as_well_as_it_goes(project: Project) -> None:
 def test_what_is_written_past_the_log_is_there_too(project: Project) -> None:
     project.add(TASKS)
     worker = project.worker("log_format = json")
-    project.tasks.raw.enqueue().wait(timeout=20)
+    project.tasks.raw.enqueue().wait(timeout=60)
     written = ("bytes to stderr", "bytes to stdout", "descriptor 1", "descriptor 2", "from a process", "and its errors")
     until(lambda: all(text in worker.log for text in written), 5, "all is written")
     assert worker.stop() == 0
@@ -126,7 +126,7 @@ def test_what_goes_wrong_is_said_once(project: Project) -> None:
     project.add(TASKS)
     worker = project.worker()
     for _ in range(50):
-        project.tasks.silent.enqueue().wait(timeout=20)
+        project.tasks.silent.enqueue().wait(timeout=60)
     assert worker.stop() == 0
     assert "silent" not in worker.log
     lines = [line for line in worker.log.splitlines() if "run as root" not in line]

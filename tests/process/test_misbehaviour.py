@@ -16,7 +16,7 @@ from tests.conftest import SLACK_S, Project, Worker, until
 from tests.process.scene import STEPS, Clock, gone, lives, place, state
 
 # Each has this long, and none of them ends by itself. -> what its evidence has to hold
-TIMEOUT_S = 0.6
+TIMEOUT_S = 3
 STUCK = {
     "asleep": ("time.sleep(60)", "in step"),
     "in C that holds the GIL": ("pow(3, 1 << 300_000, (1 << 300_000) - 1)", "in step"),
@@ -51,11 +51,13 @@ os.posix_spawn("/bin/true", ["true"], {}, file_actions=[(os.POSIX_SPAWN_OPEN, 0,
     "dying when asked for its stack": ("signal.signal(signal.SIGURG, lambda *_: os._exit(3)); time.sleep(60)", ""),
 }  # fmt: skip
 
-# What ends at once, by its own doing. -> the error's class, what its message or evidence has to hold
+KILLED = "killed by SIGKILL: "
+# What ends at once, by its own doing, or when the end of its pipe is seen before it has. -> the error's class, what its
+# message or evidence has to hold
 SUDDEN = {
     "_exit": ("os._exit(3)", "ChildDied", "exited with 3"),
     "_exit 0": ("os._exit(0)", "ChildDied", "exited with 0"),
-    "exec": ("os.execvp('true', ['true'])", "ChildDied", "exited with 0"),
+    "exec": ("os.execvp('true', ['true'])", "ChildDied", ""),
     "kill -9": ("os.kill(os.getpid(), signal.SIGKILL)", "ChildDied", "killed by SIGKILL"),
     "abort": ("os.abort()", "ChildDied", "killed by SIGABRT"),
     "segfault": ("import ctypes; ctypes.string_at(0)", "ChildDied", "in step"),
@@ -72,7 +74,7 @@ deeper()""", "ChildDied", "killed by SIGSEGV"),
     "GeneratorExit": ("raise GeneratorExit", "GeneratorExit", ""),
     "RecursionError": ("global deepest\ndef deepest(): deepest()\ndeepest()", "RecursionError", ""),
     "MemoryError": ("bytearray(1 << 60)", "MemoryError", ""),
-    "closes our pipes": ("os.closerange(0, 1000)", "ChildDied", "its pipes to the master were closed"),
+    "closes our pipes": ("os.closerange(0, 1000)", "ChildDied", "pipe"),
     "closes our pipes and stays": ("os.closerange(0, 1000); time.sleep(600)", "ChildDied", "closed its pipe"),
     "exec that stays": ("os.execvp('sleep', ['sleep', '600'])", "ChildDied", "closed its pipe"),
     "garbage": ("spill(b'\\xff' * 200)", "ChildDied", "sent garbage"),
@@ -128,7 +130,7 @@ def last_error(project: Project, result: TaskResult[Any]) -> dict[str, Any]:
 def works(project: Project, worker: Worker, children: int) -> None:
     """All children are there, and each of them runs tasks."""
     results = [project.tasks.nap.enqueue(n, 0.05) for n in range(2 * children)]
-    assert [result.wait(timeout=20) for result in results] == list(range(2 * children))
+    assert [result.wait(timeout=60) for result in results] == list(range(2 * children))
     until(lambda: len(worker.children()) == children, what="all children are there")
     assert worker.process.poll() is None
 
@@ -142,15 +144,15 @@ def test_whatever_a_task_is_stuck_in_it_ends_at_its_deadline_with_evidence(proje
         error = last_error(project, results[name])
         assert error["class"] == ("prefork.TaskTimeout" if words else "prefork.ChildDied"), (name, error)
         assert words in error.get("stack", ""), (name, error)
-        assert error["exit"].startswith("killed by SIGKILL: timeout of 0.6 s" if words else "exited with 3"), name
-        assert 0.5 < error["ran_s"] < TIMEOUT_S + SLACK_S, (name, error)
+        assert error["exit"].startswith(f"{KILLED}timeout of {TIMEOUT_S} s" if words else "exited with 3"), name
+        assert TIMEOUT_S / 2 < error["ran_s"] < TIMEOUT_S + SLACK_S, (name, error)
         assert error["peak_bytes"] > 10 << 20, name
         assert error["host"], name
         assert error["child_cpu_s"] >= 0, name
         until(lambda pid=error["pid"]: gone(pid), what=name)  # type: ignore[misc]
     works(project, worker, 4)
     shown = prefork("show", results["in a regex"].id, "--broker", project.server.url)
-    for words in ("killed by SIGKILL: timeout of 0.6 s", "peak memory", "CPU of its whole life", "in step", "pid "):
+    for words in (f"{KILLED}timeout of {TIMEOUT_S} s", "peak memory", "CPU of its whole life", "in step", "pid "):
         assert words in shown
     assert worker.stop() == 0
 
@@ -158,15 +160,15 @@ def test_whatever_a_task_is_stuck_in_it_ends_at_its_deadline_with_evidence(proje
 def test_a_soft_timeout_ends_what_python_can_end_and_the_hard_one_the_rest(project: Project) -> None:
     project.add(STEPS)
     worker = project.worker("concurrency = 5")
-    step = project.tasks.step.using(soft_timeout=0.2, timeout=0.8, max_retries=0)
+    step = project.tasks.step.using(soft_timeout=2, timeout=6, max_retries=0)
     results = {name: step.enqueue(name, how) for name, (how, _) in SOFT.items()}
     for name, (_, kind) in SOFT.items():
         error = last_error(project, results[name])
         assert error["class"] == f"prefork.{kind}", (name, error)
         assert {"host", "pid", "peak_bytes", "ran_s"} <= set(error), (name, error)
-        assert 0.1 < error["ran_s"] < 0.8 + SLACK_S, (name, error)
+        assert 1 < error["ran_s"] < 6 + SLACK_S, (name, error)
     shown = prefork("show", results["lock"].id, "--broker", project.server.url)
-    for words in ("SoftTimeout: still running after 0.2 s", "exec(how)", "peak memory", "CPU 0.", "its child, pid "):
+    for words in ("SoftTimeout: still running after 2 s", "exec(how)", "peak memory", "CPU 0.", "its child, pid "):
         assert words in shown
     works(project, worker, 5)
     assert worker.stop() == 0
@@ -212,13 +214,13 @@ def freeze() -> Iterator[Callable[[int | None], None]]:
 
 def test_a_child_that_the_kernel_does_not_let_die_is_left_behind(project: Project, freeze: Any) -> None:
     worker = project.worker("concurrency = 1")
-    stuck = project.tasks.nap.using(timeout=0.8, max_retries=0).enqueue(1, 60)
+    stuck = project.tasks.nap.using(timeout=5, max_retries=0).enqueue(1, 60)
     pid = int(until(lambda: project.lines("started"))[0].split()[1])
     freeze(pid)
     clock = Clock()
     next = project.tasks.add.enqueue(1)
-    assert next.wait(timeout=20) == 3
-    assert clock.s < 0.8 + 0.25 + 2 + SLACK_S
+    assert next.wait(timeout=60) == 3
+    assert clock.s < 5 + 0.25 + 2 + SLACK_S
     error = last_error(project, stuck)
     assert error["class"] == "prefork.TaskTimeout"
     assert "in state D (disk sleep)" in error["stack"]
@@ -241,8 +243,8 @@ def test_while_the_largest_child_dies_no_other_is_killed_for_its_memory(project:
     worker = project.worker("max_memory = 500MB\nmax_crashes = 1")
     large = project.tasks.grow.enqueue(300, 60)
     freeze(int(until(lambda: project.lines("grown"))[0]))
-    small = project.tasks.grow.enqueue(250, 1.5)
-    small.wait(timeout=20)
+    small = project.tasks.grow.enqueue(250, 5)
+    small.wait(timeout=60)
     assert small.attempts == 1
     assert "this child had the most" in last_error(project, large)["message"]
     freeze(None)
@@ -251,7 +253,7 @@ def test_while_the_largest_child_dies_no_other_is_killed_for_its_memory(project:
 
 def test_what_a_killed_child_has_started_ends_with_it_also_in_sessions_of_its_own(project: Project) -> None:
     project.add("""
-        @app.task(timeout=1, max_retries=0)
+        @app.task(timeout=5, max_retries=0)
         def spawn():
             script = "sleep 600 & echo $! >> pids; exec sleep 600"
             note("pids", subprocess.Popen(["sh", "-c", script], cwd=here, start_new_session=True).pid)
@@ -280,7 +282,7 @@ def test_a_task_that_kills_its_master_each_time_is_a_dead_letter_after_max_takeo
         assert worker.wait() == -signal.SIGKILL, worker.log
         until(lambda n=takeovers + 1: len(project.lines("steps")) == n)  # type: ignore[misc]
     worker = project.worker("concurrency = 1\nmax_takeovers = 2")
-    assert lives_on.wait(timeout=20) == 2
+    assert lives_on.wait(timeout=60) == 2
     error = last_error(project, poison)
     assert error["class"] == "prefork.WorkerDied"
     assert "more than 2 times" in error["message"]
@@ -359,7 +361,7 @@ def test_what_the_kernel_kills_for_memory_is_told_and_neither_master_nor_sibling
     assert error["exit"] == "killed by the kernel, which was out of memory"
     assert 50 << 20 < error["peak_bytes"] < 251 << 20
     assert [error["class"] for error in full._known["errors"]] == ["prefork.ChildDied"] * 2
-    assert other.wait(timeout=20) == 1
+    assert other.wait(timeout=60) == 1
     assert other.attempts == 1
     os.kill(worker.children()[0], signal.SIGKILL)  # not by the kernel, this time
     worker.wait_for("killed by SIGKILL (out of memory?), with nothing running")

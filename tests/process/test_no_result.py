@@ -24,8 +24,8 @@ def plain(n, *, how=""):
 @app.task(result_ttl=0, max_retries=0)
 def sleeper(seconds):
     from prefork import Cancelled
-    note("started", os.getpid())
     try:
+        note("started", os.getpid())
         time.sleep(seconds)
     except Cancelled:
         note("told")

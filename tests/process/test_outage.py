@@ -56,7 +56,7 @@ def test_what_ends_while_the_broker_is_away_is_settled_when_it_is_back(own_proje
     until(lambda: project.lines("ended"))
     until(lambda: "ERROR" in worker.log)
     project.server.start()
-    assert result.wait(timeout=20) == 1
+    assert result.wait(timeout=60) == 1
     assert counts(project, "ended") == {"1": 1}
     assert worker.stop() == 0
 
@@ -71,7 +71,7 @@ def test_a_long_outage_is_said_once_and_its_length_once(own_project: Project) ->
     assert worker.log.count("trying again") == 1
     project.server.start()
     until(lambda: "is back after" in worker.log)
-    assert project.tasks.add.enqueue(1).wait(timeout=20) == 3
+    assert project.tasks.add.enqueue(1).wait(timeout=60) == 3
     assert len([line for line in worker.log.splitlines() if "broker" in line]) == 2
     assert worker.stop() == 0
 
@@ -89,7 +89,7 @@ def test_a_stop_while_the_broker_is_down_is_bounded(own_project: Project, busy: 
     clock = Clock()
     assert worker.stop() == 0
     assert clock.s < 1 + SLACK_S
-    assert gone(*children)
+    until(lambda: gone(*children))
     project.server.start()
     worker = project.worker("shutdown_timeout = 0")
     until(lambda: len(project.lines("started")) == (2 if busy else 0))
@@ -99,13 +99,13 @@ def test_a_stop_while_the_broker_is_down_is_bounded(own_project: Project, busy: 
 def test_a_broker_that_stands_still_keeps_no_child_from_its_deadline(own_project: Project) -> None:
     project = own_project
     worker = project.worker("shutdown_timeout = 1")
-    result = project.tasks.nap.using(timeout=1.0, max_retries=0).enqueue(1, 60)
+    result = project.tasks.nap.using(timeout=3.0, max_retries=0).enqueue(1, 60)
     until(lambda: project.lines("started"))
     pid = int(project.lines("started")[0].split()[1])
     server: Any = project.server.process
     server.send_signal(signal.SIGSTOP)
     try:
-        until(lambda: gone(pid), 1 + SLACK_S, "it is killed at its deadline")
+        until(lambda: gone(pid), 3 + SLACK_S, "it is killed at its deadline")
         until(lambda: len(worker.children()) == 2)
     finally:
         server.send_signal(signal.SIGCONT)
@@ -126,7 +126,7 @@ def test_a_stop_while_the_broker_stands_still_is_bounded(own_project: Project, n
         clock = Clock()
         assert worker.stop(number) == 0
         assert clock.s < 1 + SLACK_S
-        assert gone(*children)
+        until(lambda: gone(*children))
     finally:
         server.send_signal(signal.SIGCONT)
     until(lambda: place(project, result) in ("active", "pending"))
@@ -148,7 +148,7 @@ def test_a_broker_killed_amid_large_results_costs_nothing(own_project: Project) 
     until(lambda: len(project.lines("big")) >= 4 or clock.s > 0.5)
     project.server.kill()
     project.server.start()
-    assert [result.wait(timeout=20)[0] for result in results] == [str(n % 10) for n in range(12)]
+    assert [result.wait(timeout=60)[0] for result in results] == [str(n % 10) for n in range(12)]
     assert worker.process.poll() is None
     assert worker.stop() == 0
 
@@ -157,26 +157,27 @@ def test_a_broker_that_is_out_of_memory_still_takes_what_has_ended(own_project: 
     project = own_project
     worker = project.worker()
     results = [project.tasks.nap.enqueue(n, 0.5) for n in range(4)]
-    until(lambda: len(project.lines("started")) == 2)
+    until(lambda: len(project.lines("started")) >= 2)
     project.server.client.config_set("maxmemory", "1")
-    assert [result.wait(timeout=20) for result in results] == [0, 1, 2, 3]
+    assert [result.wait(timeout=60) for result in results] == [0, 1, 2, 3]
     with pytest.raises(BrokerError, match="is out of memory"):
         project.tasks.add.enqueue(1)
     project.server.client.config_set("maxmemory", "0")
-    assert project.tasks.add.enqueue(1).wait(timeout=20) == 3
+    assert project.tasks.add.enqueue(1).wait(timeout=60) == 3
     assert worker.stop() == 0
 
 
 def test_a_broker_that_is_out_of_memory_takes_no_lease_away(own_project: Project) -> None:
     project = own_project
-    workers = [project.worker("lease = 1"), project.worker("lease = 1")]
-    results = [project.tasks.nap.enqueue(n, 3.5) for n in range(4)]
+    workers, client = [project.worker("lease = 9"), project.worker("lease = 9")], project.server.client
+    results = [project.tasks.hold.enqueue(n) for n in range(4)]
     until(lambda: len(project.lines("started")) == 4)
-    project.server.client.config_set("maxmemory", "1")
-    clock = Clock()
-    until(lambda: clock.s > 2)
-    project.server.client.config_set("maxmemory", "0")
-    assert [result.wait(timeout=20) for result in results] == [0, 1, 2, 3]
+    client.config_set("maxmemory", "1")
+    before = dict(client.zrange(key("leases"), 0, -1, withscores=True))
+    until(lambda: all(client.zscore(key("leases"), name) > ends for name, ends in before.items()), what="beats")
+    client.config_set("maxmemory", "0")
+    project.let_go()
+    assert [result.wait(timeout=60) for result in results] == [0, 1, 2, 3]
     assert len(project.lines("started")) == 4
     assert not [worker.log for worker in workers if "took over" in worker.log or "lost the lease" in worker.log]
     assert [worker.stop() for worker in workers] == [0, 0]
@@ -186,7 +187,7 @@ def test_a_broker_that_turns_read_only_is_said_once_in_a_while_and_nothing_is_lo
     project = own_project
     worker = project.worker("lease = 30")
     results = [project.tasks.nap.enqueue(n, 0.5) for n in range(4)]
-    until(lambda: len(project.lines("started")) == 2)
+    until(lambda: len(project.lines("started")) >= 2)
     project.server.client.execute_command("REPLICAOF", "127.0.0.1", "1")
     clock = Clock()
     until(lambda: clock.s > 3)
@@ -194,8 +195,8 @@ def test_a_broker_that_turns_read_only_is_said_once_in_a_while_and_nothing_is_lo
     said = [line for line in worker.log.splitlines() if "ERROR" in line]
     assert 1 <= len(said) <= 5, said
     project.server.client.execute_command("REPLICAOF", "NO", "ONE")
-    assert [result.wait(timeout=20) for result in results] == [0, 1, 2, 3]
-    assert project.tasks.add.enqueue(1).wait(timeout=20) == 3
+    assert [result.wait(timeout=60) for result in results] == [0, 1, 2, 3]
+    assert project.tasks.add.enqueue(1).wait(timeout=60) == 3
     assert counts(project, "ended") == {str(n): 1 for n in range(4)}
     assert worker.stop() == 0
 
@@ -211,7 +212,7 @@ def test_a_stop_while_the_broker_is_read_only_is_bounded(own_project: Project, n
     clock = Clock()
     assert worker.stop(number) == 0
     assert clock.s < 1 + SLACK_S
-    assert gone(*children)
+    until(lambda: gone(*children))
 
 
 def test_a_connection_that_is_cut_costs_nothing(project: Project) -> None:
@@ -229,26 +230,26 @@ def test_a_connection_that_is_cut_costs_nothing(project: Project) -> None:
         seen = len(project.lines("steps"))
         until(lambda seen=seen: len(project.lines("steps")) > seen or seen >= 3000)  # type: ignore[misc]
     for result in results:
-        result.wait(timeout=20)
+        result.wait(timeout=60)
     assert set(counts(project, "steps").values()) == {1}
     assert worker.stop() == 0
 
 
 def test_a_broker_without_our_scripts_is_given_them_again(project: Project) -> None:
     worker = project.worker()
-    project.tasks.add.enqueue(1).wait(timeout=20)
+    project.tasks.add.enqueue(1).wait(timeout=60)
     project.server.client.script_flush()
-    assert project.tasks.add.enqueue(1).wait(timeout=20) == 3
+    assert project.tasks.add.enqueue(1).wait(timeout=60) == 3
     assert worker.stop() == 0
 
 
 def test_a_broker_that_lost_its_data_is_worked_for_again(project: Project) -> None:
     worker = project.worker("lease = 1")
-    project.tasks.add.enqueue(1).wait(timeout=20)
+    project.tasks.add.enqueue(1).wait(timeout=60)
     project.server.client.flushall()
     until(lambda: "lost the lease" in worker.log)
     project.tasks.app.client.close()
-    assert project.tasks.add.enqueue(1).wait(timeout=20) == 3
+    assert project.tasks.add.enqueue(1).wait(timeout=60) == 3
     assert worker.stop() == 0
 
 

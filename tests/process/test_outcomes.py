@@ -178,7 +178,7 @@ def _tasks(project: Project) -> None:
 def test_a_task_that_succeeds_keeps_its_result(project: Project) -> None:
     worker = project.worker()
     result = project.tasks.add.enqueue(1, b=5)
-    assert result.wait(timeout=20) == 6
+    assert result.wait(timeout=60) == 6
     assert (result.status, result.attempts, result.errors) == ("SUCCESSFUL", 1, [])
     assert result.enqueued_at <= result.started_at <= result.finished_at
     assert project.server.client.hlen(key("m")) == 0
@@ -202,7 +202,7 @@ def test_retries_are_counted_and_then_it_is_a_dead_letter(project: Project) -> N
 def test_a_retry_may_succeed(project: Project) -> None:
     worker = project.worker()
     result = project.tasks.fail_until.enqueue("tries", 4)
-    assert result.wait(timeout=20) == 4
+    assert result.wait(timeout=60) == 4
     assert (result.attempts, len(result.errors)) == (4, 3)
     assert worker.stop() == 0
 
@@ -266,7 +266,7 @@ def test_what_is_in_dont_retry_on_is_not_retried(project: Project) -> None:
 def test_a_task_may_ask_for_another_run_that_is_not_counted(project: Project) -> None:
     worker = project.worker()
     result = project.tasks.ask.enqueue({"delay": 0.3, "counted": False})
-    assert result.wait(timeout=20) == "at last"
+    assert result.wait(timeout=60) == "at last"
     assert result.attempts == 4
     times = [float(line) for line in project.lines("ask")]
     assert all(0.3 <= later - earlier < 0.3 + SLACK_S for earlier, later in pairwise(times))
@@ -303,7 +303,7 @@ def test_a_retry_with_nonsense_neither_hurts_the_worker_nor_is_lost(project: Pro
         until(lambda result=result: place(project, result) in ("dead", "scheduled"), 10, options)  # type: ignore[misc]
         assert str(n) in project.lines("nonsense"), options
         assert state(project, result).get("crashes", 0) == 0, options
-    assert project.tasks.add.enqueue(1).wait(timeout=20) == 3
+    assert project.tasks.add.enqueue(1).wait(timeout=60) == 3
     assert worker.stop() == 0
 
 
@@ -320,7 +320,7 @@ def test_a_task_may_go_to_the_dead_letters_at_once(project: Project) -> None:
 @pytest.mark.parametrize("task", ["leave", "aleave"])
 def test_whatever_a_task_raises_is_a_failure_of_the_task_alone(project: Project, task: str) -> None:
     worker = project.worker("concurrency = 1")
-    project.tasks.add.enqueue(1).wait(timeout=20)
+    project.tasks.add.enqueue(1).wait(timeout=60)
     before = worker.children()
     for how in ("SystemExit", "SystemExit with text", "KeyboardInterrupt", "GeneratorExit", "BaseException",
                 "StopIteration", "CancelledError", "ExceptionGroup"):  # fmt: skip
@@ -330,7 +330,7 @@ def test_whatever_a_task_raises_is_a_failure_of_the_task_alone(project: Project,
         assert result.attempts == 2, how
         kind = "RuntimeError" if (task, how) == ("aleave", "StopIteration") else how.split()[0]
         assert result.errors[-1].exception_class == kind, how
-        assert after.wait(timeout=20) is None, how
+        assert after.wait(timeout=60) is None, how
         assert worker.children() == before, how
     assert worker.stop() == 0
 
@@ -356,7 +356,7 @@ UNSPEAKABLE = {
 
 def test_an_exception_that_cannot_be_told_is_told_as_well_as_it_goes(project: Project) -> None:
     worker = project.worker("concurrency = 1")
-    project.tasks.add.enqueue(1).wait(timeout=20)
+    project.tasks.add.enqueue(1).wait(timeout=60)
     before = worker.children()
     for what, name in UNSPEAKABLE.items():
         result = project.tasks.raises.enqueue(what)
@@ -372,7 +372,7 @@ def test_large_arguments_and_results_pass(project: Project) -> None:
     worker = project.worker()
     text = "x" * ((1 << 20) - 100)
     results = [project.tasks.echo.enqueue(text) for _ in range(8)]
-    assert all(result.wait(timeout=20) == text for result in results)
+    assert all(result.wait(timeout=60) == text for result in results)
     assert worker.stop() == 0
 
 
@@ -380,10 +380,10 @@ def test_large_and_small_messages_go_through_one_pipe_together(project: Project)
     worker = project.worker("concurrency = 1")
     echo = project.tasks.echo
     for result in project.tasks.app.enqueue_many(echo.s(n) for n in range(300)):
-        result.wait(timeout=20)
+        result.wait(timeout=60)
     texts = [str(n) * (300_000 if n % 7 == 0 else 1) for n in range(60)]
     results = project.tasks.app.enqueue_many(echo.s(text) for text in texts)
-    assert [result.wait(timeout=20) for result in results] == texts
+    assert [result.wait(timeout=60) for result in results] == texts
     assert all(result.attempts == 1 for result in results)
     assert worker.stop() == 0
 
@@ -418,7 +418,7 @@ def test_an_unknown_task_is_kept_and_tried_again_on_a_schedule(project: Project)
     # As if it had come that often already: now it has had its chances.
     project.server.client.hset(key("state"), result.id, orjson.dumps({"unknown": 9}))
     project.server.client.zadd(key("scheduled"), {result.id: 1})
-    project.tasks.add.enqueue(1).wait(timeout=20)
+    project.tasks.add.enqueue(1).wait(timeout=60)
     wait_dead(project, result)
     assert result.errors[-1].exception_class_path == "prefork.UnknownTask"
     assert ".add" in result.errors[-1].message
@@ -434,7 +434,7 @@ def test_a_rolling_deploy_loses_nothing_of_a_task_that_only_the_new_release_know
     with (project.folder / f"{project.module_name}.py").open("a") as file:
         file.write("\n@app.task(name='new')\ndef new(n):\n    return n\n")
     new = project.worker()
-    assert result.wait(timeout=20) == 7
+    assert result.wait(timeout=60) == 7
     assert new.stop() == 0
 
 
@@ -488,7 +488,7 @@ def test_garbage_with_a_strange_id_does_not_stay_in_the_way(project: Project) ->
     for id in (b"\xff\xfe", b"", b"x" * 5000, b"with space\n", b"7", "ü".encode()):
         client.hset(key("m"), id, b"garbage")
         client.rpush(key("pending"), id)
-        assert project.tasks.add.enqueue(1).wait(timeout=20) == 3
+        assert project.tasks.add.enqueue(1).wait(timeout=60) == 3
         until(lambda id=id: client.zscore(key("dead"), id), 5, f"{id!r:.20} is a dead letter")  # type: ignore[misc]
         assert client.hget(key("m"), id) == b"garbage"
     assert active(project) == 0
@@ -518,7 +518,7 @@ def test_a_damaged_body_is_a_dead_letter_with_its_reason(project: Project) -> No
         raw = f'1 1764000000000 0 {{"task":"{project.tasks.add.name}","max_retries":0}}\n'.encode() + body
         client.hset(key("m"), id, raw)
         client.rpush(key("pending"), id)
-        assert project.tasks.add.enqueue(1).wait(timeout=20) == 3
+        assert project.tasks.add.enqueue(1).wait(timeout=60) == 3
         until(lambda id=id: client.zscore(key("dead"), id), 10, repr(body))  # type: ignore[misc]
         assert client.hget(key("m"), id) == raw
         error = orjson.loads(client.hget(key("state"), id))["errors"][-1]
@@ -543,7 +543,7 @@ def test_a_damaged_state_does_not_keep_a_message_from_running(project: Project, 
         client.hset(key("state"), result.id, raw)
         end = {"add": "finished", "fail": "dead"}[task]
         until(lambda result=result, end=end: place(project, result) == end, 10, repr(raw))  # type: ignore[misc]
-    assert project.tasks.add.enqueue(1).wait(timeout=20) == 3
+    assert project.tasks.add.enqueue(1).wait(timeout=60) == 3
     assert worker.stop() == 0
 
 
@@ -567,7 +567,7 @@ def test_a_damaged_state_hurts_nobody_when_the_child_dies_or_the_task_is_unknown
             lambda unknown=unknown, due=due: client.zscore(key("scheduled"), unknown.id) not in (None, due),  # type: ignore[misc]
             10, repr(raw),
         )  # fmt: skip
-    assert project.tasks.add.enqueue(1).wait(timeout=20) == 3
+    assert project.tasks.add.enqueue(1).wait(timeout=60) == 3
     assert worker.stop() == 0
 
 
@@ -575,7 +575,7 @@ def test_a_pending_id_without_a_message_is_passed_over(project: Project) -> None
     worker = project.worker()
     for n in range(50):
         project.server.client.rpush(key("pending"), f"{n:032x}")
-    assert project.tasks.add.enqueue(1).wait(timeout=20) == 3
+    assert project.tasks.add.enqueue(1).wait(timeout=60) == 3
     assert pending(project) == []
     assert worker.stop() == 0
 
@@ -593,7 +593,7 @@ def test_what_has_not_started_by_its_expiry_is_dropped_with_a_reason(project: Pr
     assert (result.status, result.attempts) == ("FAILED", 0)
     assert result.errors[-1].exception_class_path == "prefork.Expired"
     assert project.server.client.hlen(key("m")) == 0
-    assert project.tasks.add.using(expires=60.0).enqueue(1).wait(timeout=20) == 3
+    assert project.tasks.add.using(expires=60.0).enqueue(1).wait(timeout=60) == 3
     assert worker.stop() == 0
 
 
@@ -608,7 +608,7 @@ def test_what_is_cancelled_while_pending_never_runs(project: Project) -> None:
     assert place(project, first) == "active"
     assert not first.cancel()
     project.let_go()
-    assert [result.wait(timeout=20) for result in results[1::2]] == [2, 4, 6, 8]
+    assert [result.wait(timeout=60) for result in results[1::2]] == [2, 4, 6, 8]
     for result in results[::2]:
         result.refresh()
         assert result.status == "FAILED"
@@ -620,11 +620,12 @@ def test_what_is_cancelled_while_pending_never_runs(project: Project) -> None:
 def test_what_is_cancelled_while_scheduled_never_runs(project: Project) -> None:
     worker = project.worker()
     delayed = project.tasks.nap.using(run_after=60).enqueue(1, 0)
-    retried = project.tasks.fail.using(max_retries=5).enqueue()
+    retried = project.tasks.delay_that_fails.enqueue()
     assert delayed.cancel()
-    until(lambda: place(project, retried) == "scheduled" and retried.cancel())
+    until(lambda: place(project, retried) == "scheduled")
+    assert retried.cancel()
     later = project.tasks.nap.using(run_after=0.1).enqueue(2, 0)
-    assert later.wait(timeout=20) == 2
+    assert later.wait(timeout=60) == 2
     assert counts(project, "ended") == {"2": 1}
     assert project.server.client.hlen(key("m")) == 0
     assert worker.stop() == 0

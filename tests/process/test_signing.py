@@ -21,7 +21,7 @@ TASKS = """
 @app.task(max_retries=2, retry_delay=0)
 def send(n):
     note("sent", n)
-    if n == "again" and len((here / "sent").read_text().split()) < 2:
+    if n == "again" and (here / "sent").read_text().split().count("again") < 2:
         raise ValueError("once more")
     return n
 
@@ -81,7 +81,7 @@ def test_what_is_not_signed_or_was_altered_reaches_no_task(shop: Project) -> Non
     unsigned = signed_by(shop).enqueue("unsigned")
     unknown = signed_by(shop, OLD).enqueue("unknown")
     worker = shop.worker(f"signing_keys = {NEW}\nlog_level = debug")
-    assert good.wait(20) == "good"
+    assert good.wait(60) == "good"
     for result in (body, task, options, ranked, copied):
         assert "does not match its signature by the key " in dead(shop, result)
     until(lambda: shop.server.client.zscore(key("dead"), moved.id), what="the moved one is dead")
@@ -110,7 +110,7 @@ def test_a_retry_by_an_operator_signs_nothing_but_a_key_that_was_missing_can_be_
     worker.stop()
     shop.worker(f"signing_keys = {NEW}, {OLD}")
     prefork("retry", "--dead", "default", "--broker", shop.server.url, "--yes")
-    assert unknown.wait(20) == "b"
+    assert unknown.wait(60) == "b"
     assert "does not match" in dead(shop, altered)
     assert shop.lines("sent") == ["b"]
 
@@ -122,7 +122,7 @@ def test_retries_follow_ups_delays_and_what_a_task_enqueues_are_signed(shop: Pro
         shop.tasks.parent.enqueue(queue)
     many = shop.tasks.app.enqueue_many(send.s(n) for n in range(3))
     shop.worker(f"signing_keys = {NEW}\nqueues = default, other")
-    assert [result.wait(20) for result in (again, later, *many)] == ["again", "later", 0, 1, 2]
+    assert [result.wait(60) for result in (again, later, *many)] == ["again", "later", 0, 1, 2]
     expected = sorted(["again", "again", "later", "0", "1", "2", *["follow"] * 2, *["within"] * 2])
     until(lambda: sorted(shop.lines("sent")) == expected, what=f"{expected}, not {shop.lines('sent')}")
     assert shop.server.client.zcard(key("dead")) == 0
@@ -130,13 +130,13 @@ def test_retries_follow_ups_delays_and_what_a_task_enqueues_are_signed(shop: Pro
 
 def test_a_worker_without_keys_runs_what_is_signed(shop: Project) -> None:
     shop.worker()
-    assert signed_by(shop, NEW).enqueue(1).wait(20) == 1
+    assert signed_by(shop, NEW).enqueue(1).wait(60) == 1
 
 
 def test_the_keys_of_the_app_hold_where_the_configuration_has_none(shop: Project) -> None:
     shop.add(f"from prefork.signing import Signer\napp.signer = Signer([{NEW!r}])")
     shop.worker()
-    assert shop.tasks.send.enqueue(1).wait(20) == 1
+    assert shop.tasks.send.enqueue(1).wait(60) == 1
     assert "is not signed" in dead(shop, signed_by(shop).enqueue(2))
 
 
@@ -164,10 +164,10 @@ def test_a_key_is_changed_while_all_goes_on(shop: Project) -> None:
     send = signed_by(shop, NEW, OLD)  # 2. producers sign with it
     reload(NEW, OLD)  # 3. so do the workers
     for result in results:  # 4. what the old key has signed has run
-        result.wait(20)
+        result.wait(60)
     reload(NEW)  # 5. nobody needs the old one any more
     for result in results:
-        result.wait(20)
+        result.wait(60)
     assert len(shop.lines("sent")) == len(results)
     assert shop.server.client.zcard(key("dead")) == 0
 
@@ -179,7 +179,7 @@ def test_the_operators_enqueue_signs(shop: Project) -> None:
     without_app.write_text(f"[prefork]\nbroker = {shop.server.url}\nsigning_keys = {OLD}\n")
     name = shop.tasks.send.name
     id = prefork("enqueue", name, "--args", '["x"]', "-c", str(without_app)).strip()
-    assert shop.tasks.app.result(id).wait(20) == "x"
+    assert shop.tasks.app.result(id).wait(60) == "x"
     os.environ["KEYS"] = NEW
     try:
         assert prefork("enqueue", name, "--args", '["y"]', "-c", str(worker._conf), "--wait", "20").strip() == '"y"'
@@ -211,8 +211,8 @@ def test_keys_that_cannot_be_used_keep_the_worker_from_starting_and_are_not_quot
 
 def test_a_health_check_needs_no_keys(shop: Project) -> None:
     worker: Worker = shop.worker("signing_keys = %(ENV_KEYS)s\npidfile = w.pid", KEYS=NEW)
-    asked = shop.worker(worker._conf.read_text().removeprefix("[prefork]\n"), "--ping", wait=False)
-    assert asked.wait() == 0, asked.log
+    conf = worker._conf.read_text().removeprefix("[prefork]\n")
+    until(lambda: shop.worker(conf, "--ping", wait=False).wait() == 0)
     told = orjson.dumps(as_json("workers", "--broker", shop.server.url))
     assert b"SECRET" not in told
     assert place(shop, signed_by(shop, NEW).enqueue(1)) in ("pending", "active", "finished")

@@ -83,7 +83,7 @@ def test_worker_producer_and_operator_over_tls(papers: Path, strict: tuple[Serve
         worker = project.worker(f"broker = {url}")
         project.tasks.app.connect_to(url, None)
         assert [
-            it.wait(timeout=20) for it in project.tasks.app.enqueue_many(project.tasks.add.s(n) for n in range(200))
+            it.wait(timeout=60) for it in project.tasks.app.enqueue_many(project.tasks.add.s(n) for n in range(200))
         ]
         (queue,) = as_json("queues", "--broker", url)
         assert queue["processed"] == 200

@@ -79,7 +79,7 @@ def test_a_reply_that_is_lost_costs_nothing(scene: Scene, mark: bytes, keep: int
     quick = scene.project.tasks.quick
     scene.network.lose(mark, 3, keep=keep)
     results = [quick.enqueue(n) for n in range(300)]
-    assert [result.wait(timeout=20) for result in results] == list(range(300))
+    assert [result.wait(timeout=60) for result in results] == list(range(300))
     until(lambda: scene.network.lost == 3, what="three replies are lost")
     assert set(counts(scene.project, "quick").values()) == {1}
     until(lambda: active(scene.project) == 0)
@@ -91,12 +91,12 @@ def test_what_trickles_is_waited_for_as_long_as_it_moves(scene: Scene) -> None:
     """Half a megabyte that takes several times the limit of a reply."""
     scene.project.add(BIG + SHORT_LIMITS)
     worker = scene.worker()
-    scene.project.tasks.quick.enqueue(0).wait(timeout=20)
-    scene.network.chunk, scene.network.delay_s = 1 << 13, 0.04
+    scene.project.tasks.quick.enqueue(0).wait(timeout=60)
+    scene.network.chunk, scene.network.delay_s = 1 << 13, 0.12
     clock = Clock()
     result = scene.project.tasks.big.enqueue(1, "x" * 500_000)
-    assert result.wait(timeout=20) == 1
-    assert clock.s > 1.5, "it took longer than the limit"
+    assert result.wait(timeout=60) == 1
+    assert clock.s > 4.5, "it took longer than the limit"
     assert scene.project.lines("big") == ["1"]
     assert "ERROR" not in worker.log
     assert worker.stop() == 0
@@ -104,7 +104,7 @@ def test_what_trickles_is_waited_for_as_long_as_it_moves(scene: Scene) -> None:
 
 def test_a_server_that_welcomes_and_breaks_off_is_not_asked_in_a_hurry(scene: Scene) -> None:
     worker = scene.worker("lease = 1")
-    scene.project.tasks.quick.enqueue(0).wait(timeout=20)
+    scene.project.tasks.quick.enqueue(0).wait(timeout=60)
     scene.network.lose(BEAT, 1_000_000)
     scene.network.cut()
     before = scene.network.accepted
@@ -112,7 +112,7 @@ def test_a_server_that_welcomes_and_breaks_off_is_not_asked_in_a_hurry(scene: Sc
     until(lambda: clock.s > 2.5)
     assert scene.network.accepted - before < 25, "two connections, with pauses that grow to a second"
     scene.network.heal()
-    assert scene.project.tasks.quick.enqueue(1).wait(timeout=20) == 1
+    assert scene.project.tasks.quick.enqueue(1).wait(timeout=60) == 1
     assert worker.stop() == 0
 
 
@@ -133,7 +133,7 @@ def test_the_loop_goes_on_while_the_server_stands_still(scene: Scene) -> None:
     clock = Clock()
     assert worker.stop() == 0
     assert clock.s < 1.0 + SLACK_S
-    assert gone(*pids.values())
+    until(lambda: gone(*pids.values()))
     stall.end(scene)
     assert {late.id, dying.id} <= {id.decode() for id in scene.client.hkeys(key("m"))}, "nothing is lost"
 
@@ -142,14 +142,14 @@ def test_a_server_that_lost_everything_is_worked_for_again(scene: Scene) -> None
     """FLUSHALL: leases and queues are gone, and the scripts with them."""
     worker = scene.worker("lease = 1")
     quick, nap = scene.project.tasks.quick, scene.project.tasks.nap
-    quick.enqueue(0).wait(timeout=20)
+    quick.enqueue(0).wait(timeout=60)
     nap.enqueue(1, 60)
     until(lambda: scene.project.lines("started"))
     scene.client.flushall()
     scene.client.script_flush()
     clock = Clock()
     results = [quick.enqueue(n) for n in range(10, 30)]
-    assert [result.wait(timeout=20) for result in results] == list(range(10, 30))
+    assert [result.wait(timeout=60) for result in results] == list(range(10, 30))
     assert clock.s < 1.0 + test_trouble.BACK_S + SLACK_S
     assert worker.log.count("lost the lease") == 1
     assert scene.client.zcard(key("leases")) == 1
@@ -193,7 +193,7 @@ def test_what_is_kept_for_a_broker_that_takes_no_outcomes_is_bounded(scene: Scen
     scene.project.add(SPLIT)
     worker = scene.worker("lease = 30", userinfo="bob:old@")
     app, split = scene.project.tasks.app, scene.project.tasks.split
-    split.enqueue(0).wait(timeout=20)
+    split.enqueue(0).wait(timeout=60)
     begin(scene)
     app.enqueue_many(split.s(n) for n in range(1, MANY))
     worker.wait_for("does not take")
@@ -205,8 +205,8 @@ def test_what_is_kept_for_a_broker_that_takes_no_outcomes_is_bounded(scene: Scen
     assert 0 < seen < MOST_REFUSED + 2 * 2 * MAX_DEPTH
     assert len(test_trouble.troubles(worker)) == 1, "said once"
     end(scene)
-    until(lambda: len(scene.project.lines("split")) == MANY, 40)
-    until(lambda: active(scene.project) == 0, 40)
+    until(lambda: len(scene.project.lines("split")) == MANY, 120)
+    until(lambda: active(scene.project) == 0, 120)
     assert set(counts(scene.project, "split").values()) == {1}, "also of those that a broken-off script has put back"
     assert scene.client.llen(key("pending", "other")) == MANY
     assert worker.stop() == 0
@@ -224,7 +224,7 @@ def test_a_user_without_channels_is_refused_at_the_start_and_costs_nothing_later
     scene.client.execute_command("ACL", "SETUSER", "bob", "resetchannels")
     quick = scene.project.tasks.quick
     results = [quick.enqueue(n) for n in range(100)]
-    assert [result.wait(timeout=20) for result in results] == list(range(100))
+    assert [result.wait(timeout=60) for result in results] == list(range(100))
     # The server ends the connection that hears what is handed over; the next one does without.
     assert all("closed the connection" in it or "is back" in it for it in test_trouble.troubles(worker))
     assert worker.stop() == 0
@@ -233,7 +233,7 @@ def test_a_user_without_channels_is_refused_at_the_start_and_costs_nothing_later
 def test_a_worker_goes_to_where_the_address_leads_after_a_failover(scene: Scene, server_binary: str) -> None:
     """The old primary lives on, as a replica, and the connections to it stay open."""
     worker = scene.worker("lease = 2")
-    scene.project.tasks.quick.enqueue(0).wait(timeout=20)
+    scene.project.tasks.quick.enqueue(0).wait(timeout=60)
     other = Server(server_binary)
     scene.more.append(other)
     scene.network.target = other.path

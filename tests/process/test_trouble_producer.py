@@ -4,6 +4,7 @@ the task may have been accepted.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from tests.process import test_trouble
 from tests.process.scene import Clock, key
 from tests.process.test_trouble import FAULTS, Fault, MaxClients, NoPermission, Password, Refusal, Restart, Scene
 
-LIMIT_S = 6.0
+LIMIT_S = 12.0
 ENQUEUE = verbs.script("enqueue").sha.encode()
 
 PASSING = {name: fault for name, fault in FAULTS.items() if not isinstance(fault, NoPermission | Password)}
@@ -62,7 +63,7 @@ class Producer:
         thread.start()
 
         def outcome() -> Any:
-            thread.join(20)
+            thread.join(60)
             if isinstance(results[0], Exception):
                 raise results[0]
             return results[0]
@@ -101,23 +102,33 @@ def test_an_enqueue_outlives_trouble_that_is_shorter_than_its_limit(scene: Scene
 @pytest.mark.parametrize("name", ["SIGKILL", "READONLY", "CLUSTERDOWN", "BUSY", "half_open", "stall", "partition"])
 def test_trouble_that_is_longer_is_an_error_that_says_what_may_be(scene: Scene, name: str) -> None:
     fault = FAULTS[name]
-    producer = Producer(scene.url(), limit_s=1.0)
-    producer.task.enqueue(0)
+    producer, patient = Producer(scene.url(), limit_s=4.0), Producer(scene.url(), limit_s=60.0)
+    until(lambda: connected(producer))
+    before = messages(scene.server)
     fault.begin(scene)
     clock = Clock()
     with pytest.raises(BrokerError) as caught:
         producer.task.enqueue(1)
-    assert clock.s < 1.0 + SLACK_S
+    assert clock.s < 4.0 + SLACK_S
     # A request that went into the silence may be carried out when it ends. Whether one went to a server that was killed
     # depends on when its connections ended.
     open_end = isinstance(caught.value, EnqueueUncertain)
     assert name == "SIGKILL" or open_end is (name in ("half_open", "stall", "partition")), caught.value
     assert ("may have been accepted" in str(caught.value)) is open_end
     fault.end(scene)
-    until(lambda: messages(scene.server) >= 1)
-    producer.task.enqueue(2)
-    assert messages(scene.server) in ((2, 3) if open_end else (2,))
-    producer.app.client.close()
+    until(lambda: messages(scene.server) >= before)
+    patient.task.enqueue(2)
+    assert messages(scene.server) - before in ((1, 2) if open_end else (1,))
+    for it in (producer, patient):
+        it.app.client.close()
+
+
+def connected(producer: Producer) -> bool:
+    """Let it enqueue something, however often it takes on a busy machine."""
+    with contextlib.suppress(BrokerError):
+        producer.task.enqueue(0)
+        return True
+    return False
 
 
 @pytest.mark.parametrize("name", sorted(LASTING))
@@ -154,11 +165,11 @@ def test_a_lost_reply_does_not_run_again_what_has_run_meanwhile(scene: Scene) ->
     quick = scene.project.tasks.quick
     app = Prefork("producer", broker=scene.url(), limit_s=LIMIT_S)
     task = app.task(name="quick", result_ttl=600)(lambda n: n)
-    quick.enqueue(0).wait(timeout=20)
+    quick.enqueue(0).wait(timeout=60)
     scene.network.lose(ENQUEUE, then=lambda: until(lambda: scene.project.lines("quick") == ["0", "1"]))
-    assert task.enqueue(1).wait(timeout=20) == 1
+    assert task.enqueue(1).wait(timeout=60) == 1
     assert scene.network.lost == 1
-    assert quick.enqueue(2).wait(timeout=20) == 2
+    assert quick.enqueue(2).wait(timeout=60) == 2
     assert scene.project.lines("quick") == ["0", "1", "2"]
     app.client.close()
     assert worker.stop() == 0
@@ -191,7 +202,7 @@ def test_a_producer_goes_to_where_the_address_leads_after_a_failover(scene: Scen
 
 
 def test_many_producers_wait_out_a_restart(scene: Scene) -> None:
-    producers = [Producer(scene.url()) for _ in range(4)]
+    producers = [Producer(scene.url(), limit_s=30.0) for _ in range(4)]
     for producer in producers:
         producer.task.enqueue(-1)
     accepted: list[str] = []
@@ -214,7 +225,7 @@ def test_many_producers_wait_out_a_restart(scene: Scene) -> None:
     until(lambda: len(accepted) > seen + 20)
     stop.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     stored = {id.decode() for id in scene.client.hkeys(key("m"))}
     assert set(accepted) <= stored
     assert len(stored) == len(set(accepted)) + 4, "and none twice"

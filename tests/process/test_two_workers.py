@@ -61,7 +61,7 @@ def test_workers_that_come_and_go_under_load_lose_and_repeat_nothing(project: Pr
 
 
 def test_one_worker_takes_over_at_once_from_another_that_was_killed(project: Project) -> None:
-    victim, heir = project.worker("lease = 9"), project.worker("lease = 9")
+    victim, heir = project.worker("lease = 60"), project.worker("lease = 60")
     results = [project.tasks.hold.enqueue(n) for n in range(4)]
     until(lambda: len(project.lines("started")) == 4)
     held = active(project)
@@ -70,9 +70,9 @@ def test_one_worker_takes_over_at_once_from_another_that_was_killed(project: Pro
     victim.send(signal.SIGKILL)
     victim.wait()
     until(lambda: "took over from worker" in heir.log)
-    assert clock.s < 3 + SLACK_S, "a beat, and not the lease"
+    assert clock.s < 20 + SLACK_S, "a beat, and not the lease"
     project.let_go()
-    assert sorted(result.wait(timeout=20) for result in results) == [0, 1, 2, 3]
+    assert sorted(result.wait(timeout=60) for result in results) == [0, 1, 2, 3]
     started = [line.split()[0] for line in project.lines("started")]
     assert sorted(started.count(str(n)) for n in range(4)) == [1, 1, 2, 2]
     assert sum(result.attempts for result in results) == 4
@@ -137,14 +137,13 @@ def test_an_idle_worker_gets_what_a_busy_one_cannot_start_without_being_started_
 
 def test_long_tasks_of_a_name_never_seen_are_started_in_their_order(project: Project) -> None:
     project.add(QUICK)
-    worker = project.worker()
+    worker = project.worker("concurrency = 1")
     project.tasks.app.enqueue_many(project.tasks.quick.s(-1) for _ in range(400))
     until(lambda: len(project.lines("quick")) == 400)
     results = [project.tasks.nap.enqueue(n, 0.1) for n in range(20)]
     for result in results:
-        result.wait(timeout=20)
-    started = [int(line.split()[0]) for line in project.lines("started")]
-    assert all(abs(n - place) <= 2 for place, n in enumerate(started)), started
+        result.wait(timeout=60)
+    assert [int(line.split()[0]) for line in project.lines("started")] == list(range(20))
     assert worker.stop() == 0
 
 
@@ -157,16 +156,16 @@ def test_a_worker_that_stood_still_beyond_its_lease_is_fenced(project: Project) 
                 time.sleep(0.01)
             return os.getppid()
     """)
-    paused, heir = project.worker("lease = 1\nconcurrency = 1"), None
+    paused = project.worker("lease = 5\nconcurrency = 1")
     result = project.tasks.gated.enqueue(1)
     until(lambda: project.lines("gated"))
     paused.send(signal.SIGSTOP)
-    heir = project.worker("lease = 1\nconcurrency = 1")
+    heir = project.worker("lease = 5\nconcurrency = 1")
     until(lambda: len(project.lines("gated")) == 2)
     assert "its lease has ended" in heir.log
     # The child of the paused one ends now; nobody must believe what it says.
     (project.folder / "go").touch()
-    assert result.wait(timeout=20) == heir.pid
+    assert result.wait(timeout=60) == heir.pid
     paused.send(signal.SIGCONT)
     until(lambda: "lost the lease" in paused.log)
     result.refresh()
@@ -174,24 +173,25 @@ def test_a_worker_that_stood_still_beyond_its_lease_is_fenced(project: Project) 
     assert result.status is TaskStatus.SUCCESSFUL
     assert heir.stop() == 0
     again = project.tasks.gated.enqueue(2)
-    assert again.wait(timeout=20) == paused.pid
+    assert again.wait(timeout=60) == paused.pid
     assert len([line for line in paused.log.splitlines() if "lost the lease" in line]) == 1
     assert paused.stop() == 0
     assert project.server.client.zcard(key("leases")) == 0
 
 
 def test_what_a_fenced_worker_is_running_is_stopped(project: Project) -> None:
-    paused = project.worker("lease = 1")
-    result = project.tasks.nap.enqueue(1, 6)
+    paused = project.worker("lease = 5")
+    result = project.tasks.hold.enqueue(1)
     until(lambda: project.lines("started"))
     pid = int(project.lines("started")[0].split()[1])
     paused.send(signal.SIGSTOP)
-    heir = project.worker("lease = 1")
+    heir = project.worker("lease = 5")
     until(lambda: len(project.lines("started")) == 2)
     paused.send(signal.SIGCONT)
     until(lambda: gone(pid))
+    project.let_go()
     until(lambda: len(paused.children()) == 2)
-    assert result.wait(timeout=20) == 1
+    assert result.wait(timeout=60) == 1
     assert project.lines("ended") == ["1"]
     assert result.attempts == 1
     assert [worker.stop() for worker in (heir, paused)] == [0, 0]
@@ -206,7 +206,7 @@ def test_a_short_pause_within_the_lease_changes_nothing(project: Project) -> Non
     worker.send(signal.SIGSTOP)
     until(lambda: project.lines("ended"))
     worker.send(signal.SIGCONT)
-    assert result.wait(timeout=20) == 1
+    assert result.wait(timeout=60) == 1
     assert place(project, result) == "finished"
     assert counts(project, "ended") == {"1": 1}
     assert "lost the lease" not in worker.log

@@ -48,7 +48,7 @@ def test_a_master_killed_at_any_moment_of_a_reload_loses_nothing(project: Projec
     worker.wait()
     until(lambda: gone(*seen), what="nothing outlives the master")
     other = project.worker()
-    assert [it.wait(timeout=20) for it in naps + results] == [0, 1, *range(200)]
+    assert [it.wait(timeout=60) for it in naps + results] == [0, 1, *range(200)]
     until(lambda: active(project) == 0)
     assert max(counts(project, "ended").values()) <= 2
     assert pending(project) == []
@@ -76,11 +76,11 @@ def test_fenced_while_the_broker_dies_it_comes_back_and_all_is_done(own_project:
     time.sleep(0.1)
     project.server.kill()
     project.server.start()
-    assert [it.wait(timeout=20) for it in held + results] == [0, 1, *range(300)]
+    assert [it.wait(timeout=60) for it in held + results] == [0, 1, *range(300)]
     until(lambda: active(project) == 0)
     assert set(counts(project, "quick").values()) == {1} or "lost the lease" in second.log
     late = [quick.enqueue(n) for n in range(1000, 1100)]
-    assert [it.wait(timeout=20) for it in late] == list(range(1000, 1100))
+    assert [it.wait(timeout=60) for it in late] == list(range(1000, 1100))
     until(lambda: project.server.client.zcard(key("leases")) == 2, what="both work")
     assert (first.stop(), second.stop()) == (0, 0)
     assert project.server.client.hlen(key("m")) == 0
@@ -88,20 +88,20 @@ def test_fenced_while_the_broker_dies_it_comes_back_and_all_is_done(own_project:
 
 def test_all_workers_that_stood_still_together_come_to_rest(project: Project) -> None:
     project.add(QUICK)
-    workers = [project.worker("lease = 1\nconcurrency = 2") for _ in range(3)]
+    workers = [project.worker("lease = 5\nconcurrency = 2") for _ in range(3)]
     quick, nap = project.tasks.quick, project.tasks.nap
     naps = [nap.enqueue(n, 0.7) for n in range(6)]
-    until(lambda: len(project.lines("started")) == 6)
+    until(lambda: len(project.lines("started")) >= 6)
     results = [quick.enqueue(n) for n in range(300)]
     for worker in workers:
         worker.send(signal.SIGSTOP)
-    time.sleep(2.5)
+    time.sleep(6)
     for worker in workers:
         worker.send(signal.SIGCONT)
-    assert [it.wait(timeout=20) for it in naps + results] == [*range(6), *range(300)]
+    assert [it.wait(timeout=60) for it in naps + results] == [*range(6), *range(300)]
     until(lambda: active(project) == 0)
     assert set(counts(project, "quick").values()) == {1}
-    assert project.server.client.zcard(key("leases")) == 3
+    until(lambda: project.server.client.zcard(key("leases")) == 3)
     assert [worker.stop() for worker in workers] == [0, 0, 0]
 
 
@@ -137,7 +137,7 @@ def test_a_stopped_child_whose_deadline_falls_and_that_goes_on_just_then(project
         except ProcessLookupError:
             pass
         until(lambda result=result: result.refresh() or result.status in ("SUCCESSFUL", "FAILED"))  # type: ignore[misc]
-        assert after.wait(timeout=20) == n, "what waited behind it is not charged"
+        assert after.wait(timeout=60) == n, "what waited behind it is not charged"
         after.refresh()
         assert after.attempts == 1
     assert set(counts(project, "quick").values()) == {1}
@@ -150,13 +150,14 @@ def test_a_broker_that_is_restored_from_an_older_copy(own_project: Project) -> N
     project.add(QUICK)
     worker = project.worker("lease = 2\nconcurrency = 2")
     quick, nap = project.tasks.quick, project.tasks.nap
-    early = [nap.enqueue(n, 5) for n in range(2)]
+    early = [project.tasks.hold.enqueue(n) for n in range(2)]
     until(lambda: len(project.lines("started")) == 2)
     waiting = [quick.enqueue(n) for n in range(50)]
     copy = server.folder.with_name(server.folder.name + "-copy")
     shutil.copytree(server.folder, copy, ignore=lambda folder, names: [n for n in names if n == "s"])
+    project.let_go()
     try:
-        assert [it.wait(timeout=20) for it in early + waiting] == [0, 1, *range(50)]
+        assert [it.wait(timeout=60) for it in early + waiting] == [0, 1, *range(50)]
         late = nap.enqueue(9, 3)
         until(lambda: len(project.lines("started")) == 3)
         server.kill()
@@ -165,7 +166,7 @@ def test_a_broker_that_is_restored_from_an_older_copy(own_project: Project) -> N
         server.start()
         assert [it.wait(timeout=30) for it in early + waiting] == [0, 1, *range(50)]
         until(lambda: counts(project, "ended")["9"] == 1)
-        assert quick.enqueue(100).wait(timeout=20) == 100
+        assert quick.enqueue(100).wait(timeout=60) == 100
         until(lambda: active(project) == 0)
         assert set(counts(project, "quick").values()) == {1, 2}, "what was undone runs again"
         with pytest.raises(ResultUnavailable):

@@ -122,7 +122,7 @@ def test_a_worker_tells_of_its_life(project: Project, tmp_path: pathlib.Path) ->
     worker = project.worker(NOTIFY_SOCKET=systemd.path, WATCHDOG_USEC="2000000")
     until(lambda: systemd.count("READY") == 1)
     until(lambda: systemd.count("WATCHDOG") >= 3)
-    assert project.tasks.told.enqueue().wait(timeout=20) == "nobody"
+    assert project.tasks.told.enqueue().wait(timeout=60) == "nobody"
     worker.send(signal.SIGHUP)
     until(lambda: systemd.count("READY") == 2)
     assert systemd.count("RELOADING") == 1
@@ -172,7 +172,7 @@ def test_a_watchdog_that_is_meant_for_another_process_hears_nothing(project: Pro
     systemd = Listener(str(tmp_path / "systemd"))
     worker = project.worker(NOTIFY_SOCKET=systemd.path, WATCHDOG_USEC="20000", WATCHDOG_PID="1")
     until(lambda: systemd.count("READY") == 1)
-    assert project.tasks.nap.enqueue(1, 0.1).wait(timeout=20) == 1
+    assert project.tasks.nap.enqueue(1, 0.1).wait(timeout=60) == 1
     assert worker.stop() == 0
     assert [next(iter(message)) for message in systemd.listen()] == ["READY", "STOPPING"]
     systemd.close()
@@ -186,7 +186,7 @@ def test_a_worker_does_not_wait_for_one_who_does_not_listen(project: Project, tm
             for _ in range(100_000):
                 probe.sendto(b"x", systemd.path)
         worker = project.worker(NOTIFY_SOCKET=systemd.path, WATCHDOG_USEC="2000")
-        assert project.tasks.add.enqueue(1).wait(timeout=20) == 3
+        assert project.tasks.add.enqueue(1).wait(timeout=60) == 3
         assert worker.stop() == 0
         assert "Traceback" not in worker.log
         with pytest.raises(BlockingIOError):  # full all the time
@@ -199,6 +199,6 @@ def test_a_supervisor_that_is_gone_is_no_reason_to_fail(project: Project, tmp_pa
     worker = project.worker(NOTIFY_SOCKET=systemd.path, WATCHDOG_USEC="20000")
     systemd.close()
     (tmp_path / "systemd").unlink()
-    assert project.tasks.add.enqueue(1).wait(timeout=20) == 3
+    assert project.tasks.add.enqueue(1).wait(timeout=60) == 3
     assert worker.stop() == 0
     assert "Traceback" not in worker.log

@@ -125,7 +125,7 @@ print(sum(os.readlink(f"/proc/self/fd/{{fd}}").startswith(str(path)) for fd in o
 def test_it_is_held_all_through_an_exec(path: pathlib.Path, meanwhile: str) -> None:
     code = EXEC.format(meanwhile=meanwhile)
     process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
-    said, _ = process.communicate(timeout=20)
+    said, _ = process.communicate(timeout=60)
     assert said.split() == ["locked", str(process.pid), str(process.pid), "None", "False", "1"]
 
 
@@ -297,7 +297,7 @@ def test_a_new_pidfile_that_cannot_be_used_does_not_end_the_worker(project: Proj
     until(lambda: "the old one goes on" in worker.log or worker.process.poll() is not None)
     assert worker.process.poll() is None, worker.log
     assert f"{where} " in worker.log.splitlines()[-1]
-    assert project.tasks.add.enqueue(1).wait(timeout=20) == 3
+    assert project.tasks.add.enqueue(1).wait(timeout=60) == 3
     conf.write_text(good)
     hang_up(worker)
     assert worker.stop() == 0

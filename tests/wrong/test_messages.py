@@ -172,7 +172,7 @@ class Scene:
 
     def goes_on(self) -> None:
         """The worker has not died and not begun anew: it runs the next task."""
-        assert self.project.tasks.add.enqueue(40).wait(timeout=20) == 42
+        assert self.project.tasks.add.enqueue(40).wait(timeout=60) == 42
         assert self.worker.process.poll() is None
         assert len(self.worker.children()) == 2
 

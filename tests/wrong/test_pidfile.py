@@ -138,7 +138,7 @@ def test_a_live_one_is_respected_and_its_worker_works_on(project: Project) -> No
     said = f"{path} is held by another worker, pid {worker.pid}; stop that one, or name another `pidfile`"
     assert second.log == f"prefork-worker: {said}\n"
     assert path.read_text() == f"{worker.pid}\n"
-    assert project.tasks.add.enqueue(1).wait(timeout=20) == 3
+    assert project.tasks.add.enqueue(1).wait(timeout=60) == 3
     assert worker.stop() == 0
     assert not path.exists()
 
