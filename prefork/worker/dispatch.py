@@ -107,6 +107,19 @@ class Dispatcher(Generic[W]):
         slots = self.slots
         return list(islice(reversed(slots.spared), max(0, self.room()))) if slots.spared else []
 
+    def alone(self) -> tuple[Slot, W] | None:
+        """What `assign` would give to a child that has nothing, when it is all that is ready; else None.
+
+        So comes what wakes a worker that has slept, with caches that are cold: `Slot.handed` can wait until it is
+        written.
+        """
+        ready, slots = self.ready, self.slots
+        if len(ready) != 1 or not slots.idle or slots.spared:
+            return None
+        if ready[0].expected_s <= WORTH_A_WAKE_S and slots.awake >= FEW:
+            return None
+        return next(reversed(slots.idle)), ready.popleft()
+
     def assign(self, now_s: float) -> list[tuple[Slot, list[W]]]:
         """Hand out what is ready, in order: to those who have nothing first, evenly; but what is short to few."""
         ready, slots = self.ready, self.slots

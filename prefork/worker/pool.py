@@ -139,11 +139,9 @@ class Pool:
     # -- work ---------------------------------------------------------------------------------------------------
 
     def hand(self, child: Process, orders: list[Order]) -> None:
-        """Give it orders; recycle it when it has had its share."""
+        """Give it orders."""
         if not child.end.hand(orders):
             self._loop.on_write(child.end.task_w, lambda: self._write_on(child))
-        if not child.slot.left:
-            self.finish(child)
 
     def _write_on(self, child: Process) -> None:
         if child.end.write_on():

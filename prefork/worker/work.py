@@ -175,17 +175,18 @@ class Work:
 
     def hand_out(self, now_s: float) -> None:
         """Give what is ready to the children that have room."""
-        dispatcher = self.dispatcher
+        dispatcher, pool = self.dispatcher, self._pool
+        if alone := dispatcher.alone():
+            slot, order = alone
+            pool.hand(pool.by_slot[slot], [order])
+            slot.handed(order.expected_s, now_s)
+            self._handed(slot, [order])
         for slot in dispatcher.hoarding():
             self._take_back(slot, now_s)
         if dispatcher.ready:
             for slot, orders in dispatcher.assign(now_s):
-                self._pool.hand(self._pool.by_slot[slot], orders)
-                self.governor.arm()
-                self.beginnings.arm()
-                for order in orders:
-                    if order.terms.timeout_s:
-                        self.deadlines.watch(order.terms.timeout_s)
+                pool.hand(pool.by_slot[slot], orders)
+                self._handed(slot, orders)
         if not self.lag.armed and dispatcher.waits():
             self.lag.arm()
         nothing_comes = not dispatcher.ready and self.claims.all_drained
@@ -193,6 +194,15 @@ class Work:
         if in_s is not None:
             self._ahead_armed = True
             self._loop.call_later(in_s, self._look_ahead)
+
+    def _handed(self, slot: Slot, orders: list[Order]) -> None:
+        if not slot.left:
+            self._pool.finish(self._pool.by_slot[slot])
+        self.governor.arm()
+        self.beginnings.arm()
+        for order in orders:
+            if order.terms.timeout_s:
+                self.deadlines.watch(order.terms.timeout_s)
 
     def _look_ahead(self) -> None:
         """A child will be done in a moment: it gets a spare, or a claim is made, at the end of this turn."""

@@ -131,6 +131,28 @@ def test_what_is_ready_is_handed_out_in_order_and_nobody_stays_idle(
         assert all(slot.outstanding for slot in slots if slot.open)
 
 
+@given(SLOTS, st.lists(EXPECTED, min_size=1, max_size=2), st.floats(0, 0.01), st.booleans())
+def test_what_comes_alone_goes_where_it_would_go_among_others(
+    drawn: list[tuple[bool, list[float]]], expected: list[float], later_s: float, long: bool
+) -> None:
+    now_s, seen = 5.0 + later_s, []
+    for alone in (True, False):
+        dispatcher: Dispatcher[Work] = Dispatcher(Slots())
+        slots = slots_of(dispatcher.slots, drawn * (3 if long else 1), 5.0)
+        dispatcher.add([Work(expected_s, n) for n, expected_s in enumerate(expected)], 5.0)
+        if not alone:
+            dispatcher.assign(now_s)
+        elif given_out := dispatcher.alone():
+            slot, work = given_out
+            slot.handed(work.expected_s, now_s)
+        else:
+            assert [work.serial for work in dispatcher.ready] == list(range(len(expected)))
+            return
+        seen.append([(it.outstanding, it.load_s, it.left, it.head_since_s, it.end_s, it.spare) for it in slots])
+        assert not dispatcher.ready
+    assert seen[0] == seen[1]
+
+
 def test_what_is_ready_is_shared_evenly() -> None:
     dispatcher, _ = idle_ones(4)
     dispatcher.add(works(20, 1e-4), 0.0)
@@ -342,9 +364,14 @@ class Simulation:
     def turn(self) -> None:
         self.turns += 1
         assert self.turns < 200_000
+        given_out = []
+        if alone := self.dispatcher.alone():
+            slot, work = alone
+            slot.handed(work.expected_s, self.now_s)
+            given_out.append((slot, [work]))
         for slot in self.dispatcher.hoarding():
             self.take_back(self.child_of(slot))
-        for slot, some in self.dispatcher.assign(self.now_s):
+        for slot, some in given_out + self.dispatcher.assign(self.now_s):
             child = self.child_of(slot)
             if slot.spare:
                 assert len(some) == 1
