@@ -1,4 +1,4 @@
-/* The master's part: frames, answers and orders, as frames.py, handoff.py and work.py make and read them, for what is
+/* The master's part: frames, answers and orders, as frames.py, handoff.py, intake.py and work.py do them, for what is
    usual. What is not is left to them, and nothing has been done about it. */
 
 #include "_fast.h"
@@ -6,7 +6,7 @@
 #include <math.h>
 #include <structmember.h>
 
-/* As in message.py, frames.py, work.py and dispatch.py. */
+/* As in message.py, frames.py, intake.py, work.py and dispatch.py. */
 enum { LARGE_BYTES = 1 << 14, LONGEST_CACHED = 1024 };
 static const double LONGEST_S = 1e10, PASSAGE_S = 1e-9, OVERHEAD_S = 10e-6;
 static const long long LATEST_MS = 253402300799999;

@@ -235,7 +235,7 @@ def test_the_second_message_with_a_header_is_a_usual_one() -> None:
     with desks() as (_, desk):
         message = (ID.encode(), b'1 1764000000000 0 {"task":"kept"}\n[[],{}]', None)
         desk.claimed([message])
-        usual, known = desk.work._usual["default"], desk.work.times.known
+        usual, known = desk.work.intake.usual["default"], desk.work.times.known
         orders, missing = BUILT.orders([message[0]] * 2, [message[1]] * 2, [None] * 2, "default", 1, usual, known, 0.05)
         assert missing == 0
         assert [it.serial for it in orders] == [1, 2]
