@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Protocol
 
-from prefork.worker import fast, process
+from prefork.worker import fast, process, stack
 from prefork.worker.crashes import CrashLoop
-from prefork.worker.evidence import OutOfMemory, awaits_core, ran_ns, without_stack
+from prefork.worker.evidence import OutOfMemory
 from prefork.worker.frames import BOOT_FAILED, READY, Answer, Order
 from prefork.worker.handoff import ChildEnd, MasterEnd
 from prefork.worker.loop import Loop
 from prefork.worker.process import Death, Process, State
-from prefork.worker.slate import STACK_SIGNAL, STOP_SIGNAL, Slate
+from prefork.worker.slate import STOP_SIGNAL, Slate
 from prefork.worker.slots import Slot, Slots
 
 log = logging.getLogger("prefork")
@@ -30,8 +30,6 @@ ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 UNLIMITED = 1 << 62
 UNKILLABLE_S = 2.0  # after a kill: more than a child needs to give its memory back
 LOST_S = 0.5  # from the end of a child's pipe to its own, at most
-STACK_PAUSES_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.1)  # between looks for a stack that was asked for
-LATE_PAUSES_S = (0.1,) * 20  # the same, as long as the child is ready to run and gets no core
 
 
 class Owner(Protocol):
@@ -258,30 +256,8 @@ class Pool:
         return orders
 
     def ask_stack(self, child: Process, then: Callable[[str], None]) -> None:
-        """Call `then` with the Python stack of a child; with why not if it does not tell it in a quarter of a second,
-        or in two more while it gets no core."""
-        child.slate.wipe()
-        pauses, late = iter(STACK_PAUSES_S), iter(LATE_PAUSES_S)
-        before, ran_before_ns = "", -1
-
-        def look() -> None:
-            nonlocal before, ran_before_ns
-            if child not in self.children:
-                return then(before)
-            stack, ran_now_ns, pause_s = child.slate.stack(), ran_ns(child.pid), next(pauses, None)
-            stands_still = ran_now_ns == ran_before_ns >= 0 and awaits_core(child.pid)
-            written = stack and stack == before and not stands_still  # in the middle of its writing
-            if pause_s is None and not written and (stack or awaits_core(child.pid)):
-                pause_s = next(late, None)
-            if pause_s is None or written:
-                child.slate.wipe()
-                return then(stack or without_stack(child.pid))
-            before, ran_before_ns = stack, ran_now_ns
-            self._loop.call_later(pause_s, look)
-            return None
-
-        process.send(child.pid, STACK_SIGNAL)
-        look()
+        """Call `then` with the Python stack of a child, or with why there is none; see `stack`."""
+        stack.ask(self._loop, child, lambda: child in self.children, then)
 
     def tell_to_stop(self, child: Process, number: int) -> None:
         """Let the child raise Cancelled in the task of that order, if it is running it."""
@@ -306,7 +282,7 @@ class Pool:
         if child.end.backlog:
             self._loop.forget(child.end.task_w)
         child.end.close()
-        stack = child.stack or child.slate.stack()  # faulthandler writes there as it crashes
+        told = child.stack or child.slate.stack()  # faulthandler writes there as it crashes
         child.slate.close()
         self.children.remove(child)
         child.slot.leave()
@@ -318,7 +294,7 @@ class Pool:
         # A death amid a task is that task's doing, and `max_crashes` bounds it.
         if not wanted and not running and (not child.killed_for or child.state is State.BOOTING):
             self.crashes.count(child.boot_error or how)
-        self.owner.on_death(Death(child, how, wanted, asked, running, waiting, peak_kib, cpu_s, stack))
+        self.owner.on_death(Death(child, how, wanted, asked, running, waiting, peak_kib, cpu_s, told))
         self.fill()
 
     def close(self) -> None:

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from prefork.worker import frames
-from prefork.worker import pool as room
+from prefork.worker import frames, stack
 from prefork.worker.frames import Answer
 from prefork.worker.handoff import ChildEnd
 from prefork.worker.loop import Loop
@@ -88,13 +87,13 @@ def asked_stack() -> Iterator[AskedStack]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel what the child waits for")
 def test_a_child_that_gets_no_core_is_waited_for(asked_stack: AskedStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "STACK_PAUSES_S", ())
-    monkeypatch.setattr(room, "LATE_PAUSES_S", (0.1,) * 200)
+    monkeypatch.setattr(stack, "PAUSES_S", ())
+    monkeypatch.setattr(stack, "LATE_PAUSES_S", (0.1,) * 200)
     assert "in spin" in asked_stack(lambda: None)
 
 
 def test_a_child_that_will_not_tell_is_not_waited_for(asked_stack: AskedStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "LATE_PAUSES_S", (3600.0,))
+    monkeypatch.setattr(stack, "LATE_PAUSES_S", (3600.0,))
     blocked = asked_stack(lambda: signal.pthread_sigmask(signal.SIG_BLOCK, [STACK_SIGNAL]))
     assert "no Python stack" in blocked or sys.platform != "linux"
 
@@ -105,6 +104,6 @@ def test_all_threads_of_a_child_are_told(asked_stack: AskedStack) -> None:
     def wait_aside() -> None:
         waits.wait()
 
-    stack = asked_stack(lambda: threading.Thread(target=wait_aside, daemon=True).start())
-    assert "in spin" in stack
-    assert "in wait_aside" in stack
+    told = asked_stack(lambda: threading.Thread(target=wait_aside, daemon=True).start())
+    assert "in spin" in told
+    assert "in wait_aside" in told
