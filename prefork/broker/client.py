@@ -68,8 +68,8 @@ class Client:
 
     def wire(self) -> Wire:
         """The connections beneath. Raises BrokerError for a broker that can't be used, or is too old."""
-        wire = self._wire
-        if wire is None or not self._checked or self._pid != os.getpid():
+        # The pid first: in a forked process another thread may be about to notice.
+        if self._pid != os.getpid() or (wire := self._wire) is None or not self._checked:
             wire = self._open()
         return wire
 

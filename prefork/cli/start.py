@@ -50,7 +50,6 @@ def check(settings: Settings) -> int:
 def run(settings: Settings, conf: Path, *, burst: bool) -> int:
     """Run a worker until it is told to stop. -> 0. Raises PreforkError for what keeps it from starting."""
     reload.hold_signals()
-    reload.release_ends()
     handed = handed_on()
     folder = reload.starting_folder()
     if settings.user:

@@ -34,7 +34,7 @@ from prefork.torture.fleet import Fleet
 from prefork.torture.ledger import Story, stories
 from prefork.torture.server import Server, bundled_binary, connect, die_with_parent
 
-DEEPEST_TEMP = 64  # bytes, which leave room for ours in the path of a unix socket: 103 on macOS, 107 on Linux
+DEEPEST_TEMP = 64  # bytes, which leave room for the path of the server's unix socket: 103 on macOS, 107 on Linux
 READY_LIMIT_S = 60.0
 UNDO_LIMIT_S = 60.0
 STOP_LIMIT_S = 30.0

@@ -57,7 +57,7 @@ class Cancels:
 
         def kill(stack: str) -> None:
             self._pool.read(child)
-            if number in child.end.unanswered:
+            if child in self._pool.children and number in child.end.unanswered:
                 child.stack = stack
                 self._pool.kill(child, f"{CANCELLED} {GRACE_S:g} s ago")
 

@@ -40,7 +40,7 @@ from prefork.worker.notify import Notifier
 from prefork.worker.pidfile import Pidfile
 from prefork.worker.pool import Pool
 from prefork.worker.process import State
-from prefork.worker.reload import ENDS, Origin, hold_ends, release_signals
+from prefork.worker.reload import ENDS, Origin, end_by_default, release_signals
 from prefork.worker.report import Report
 from prefork.worker.settlement import Settlement
 from prefork.worker.shutdown import Shutdown
@@ -130,11 +130,12 @@ class Master:
         return True
 
     def _ends_all_the_same(self) -> bool:
-        """Whether it was told to end after the last turn. What comes from now on waits for the new version."""
-        hold_ends()
+        """Whether it was told to end after the last turn, when nobody listens any more."""
+        end_by_default()  # from now on; so none is lost between this look and the new version
         ends = bool(ENDS & set(self.loop.come_signals()))
         if ends:
             log.info("stopping, in place of going on as the new version")
+            self.notify.stopping()
         return ends
 
     def _live_as_child(self, number: int, end: ChildEnd, slate: Slate) -> None:

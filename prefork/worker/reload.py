@@ -165,11 +165,7 @@ def release_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, LATER)
 
 
-def hold_ends() -> None:
-    """Let the signals to end wait for the new version: the old one hears none any more."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
-
-
-def release_ends() -> None:
-    """In the new version: end if one has come meanwhile."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
+def end_by_default() -> None:
+    """Let a signal to end do what it does to every process, as it will until the new version is up."""
+    for number in ENDS:
+        signal.signal(number, signal.SIG_DFL)
