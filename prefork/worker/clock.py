@@ -9,8 +9,8 @@ class ServerClock:
     """Every reply of a script tells the server's time; in between the monotonic clock counts on.
 
     What a reply tells was true at some time between its question and its arrival, which may be long on a busy machine:
-    what is known already stands, as long as it is possible; so it is behind rather than ahead. Source: F. Cristian, "Probabilistic clock
-    synchronization", 1989.
+    what is known already stands, as long as it is possible; so it is behind rather than ahead. Source: F. Cristian,
+    "Probabilistic clock synchronization", 1989.
     """
 
     def __init__(self) -> None:
