@@ -25,8 +25,8 @@ need() {
         return
     fi
     env=$root/.venv${version:+-$version}
-    # Images often forbid Python to keep bytecode: each of the tests' processes would compile all sources anew, which
-    # takes longer than all the rest of its start.
+    # Images often forbid Python to keep bytecode: each of the tests' processes would compile all sources anew, a third
+    # of its start.
     unset PYTHONDONTWRITEBYTECODE
     export PYTHONPYCACHEPREFIX="$env/bytecode"
     key=

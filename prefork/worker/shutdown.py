@@ -39,7 +39,10 @@ class Phase(enum.Enum):
 
 
 class Shutdown:
-    """The end of one worker. `begun`: whether it is stopping."""
+    """The end of one worker.
+
+    `begun`: whether it is stopping; the same as a phase that is not RUNNING, but asked several times a turn.
+    """
 
     def __init__(
         self,

@@ -31,9 +31,9 @@ def ask(loop: Loop, child: Process, lives: Callable[[], bool], then: Callable[[s
             return then(before)
         stack, ran_now_ns, pause_s = child.slate.stack(), ran_ns(child.pid), next(pauses, None)
         # Since the last look; at the first one nobody knows.
-        stands_still = ran_now_ns == ran_before_ns or ran_before_ns < 0
-        written = stack and stack == before and not (stands_still and awaits_core(child.pid))  # not amid its writing
-        if pause_s is None and not written and (stack or (stands_still and awaits_core(child.pid))):
+        starved = (ran_now_ns == ran_before_ns or ran_before_ns < 0) and awaits_core(child.pid)
+        written = stack and stack == before and not starved  # else it may be in the middle of its writing
+        if pause_s is None and not written and (stack or starved):
             pause_s = next(late, None)
         if pause_s is None or written:
             child.slate.wipe()
