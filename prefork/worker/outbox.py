@@ -1,11 +1,13 @@
 """Outcomes on their way to the broker, sent in batches.
 
 1. Once a turn of the loop, a queue's outbox is sent as one `settle`; the next one goes when its reply has come.
-2. A batch whose reply was lost is sent again first of all: settle passes over what is settled already.
-3. A batch that the broker refuses (no memory, read only …) is kept, and sent again a little later. When there is much
+2. A batch takes so much only. As long as one has left something behind, nothing is claimed: claims are larger than
+   batches, and a master that is killed must not have thousands of outcomes with it, each of which is a task run again.
+3. A batch whose reply was lost is sent again first of all: settle passes over what is settled already.
+4. A batch that the broker refuses (no memory, read only …) is kept, and sent again a little later. When there is much
    of it, no more is to be claimed, or what comes of it would pile up here.
-4. With `durability`, a batch whose outcomes have not got to the disk, or to the replicas, counts as refused.
-5. A batch that the fence refuses (the lease is gone) is dropped: another worker has taken over its messages.
+5. With `durability`, a batch whose outcomes have not got to the disk, or to the replicas, counts as refused.
+6. A batch that the fence refuses (the lease is gone) is dropped: another worker has taken over its messages.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from prefork.worker.outage import Outage
 
 BATCH = 1000  # ids without a record in one script, and …
 MOST_RECORDS, MOST_BYTES = 200, 3 << 18  # … records: the server does nothing else meanwhile
+BATCHES_A_WAIT = 10  # for a disk that is synced every second
 REFUSED_PAUSE_S = 0.5
 MOST_REFUSED = 1000  # outcomes kept of messages that were claimed although the broker refuses outcomes
 Record = tuple[verbs.Argument, ...]
@@ -42,6 +45,7 @@ class Outbox:
     sent_progress: dict[str, Record] = field(default_factory=dict)
     held_back: set[str] = field(default_factory=set)  # ids whose follow-ups are on their way to another queue
     in_flight: bool = False
+    left_behind: bool = False  # by the latest batch: what did not fit into it
     backs_wait: bool = False  # messages on their way back, which a claim sent now would overtake
 
     def ids(self) -> set[str | bytes]:
@@ -89,9 +93,21 @@ class Outboxes:
                 self._send(outbox, channel)
 
     def _send(self, outbox: Outbox, channel: Channel) -> None:
-        outbox.sent_plain, outbox.plain = outbox.plain[:BATCH], outbox.plain[BATCH:]
+        outbox.sent_plain, outbox.sent_records = [], []
         outbox.sent_progress, outbox.progress = outbox.progress, {}
-        words: list[verbs.Argument] = [word for record in outbox.sent_progress.values() for word in record]
+        calls = [self._batch(outbox, [word for record in outbox.sent_progress.values() for word in record])]
+        while self.durability and len(calls) < BATCHES_A_WAIT and (outbox.plain or outbox.records):
+            calls.append(self._batch(outbox, []))
+        outbox.in_flight, outbox.left_behind = True, bool(outbox.plain or outbox.records)
+        refused = f"outcomes of queue {outbox.keys.queue}" in self._refusals
+        outbox.backs_wait = refused or (outbox.backs_wait and bool(outbox.records))
+        if self.durability is None:
+            channel.send(calls[0], lambda reply: self._settled(outbox, reply))
+        else:
+            self._send_to_last(self.durability, calls, outbox, channel)
+
+    def _batch(self, outbox: Outbox, words: list[verbs.Argument]) -> verbs.Call:
+        """What fits into one script, behind these words."""
         size = taken = 0
         for _, record in outbox.records:
             words += record
@@ -99,17 +115,12 @@ class Outboxes:
             size += sum(len(word) for word in record if isinstance(word, bytes))
             if size > MOST_BYTES or taken >= MOST_RECORDS:
                 break
-        outbox.sent_records, outbox.records = outbox.records[:taken], outbox.records[taken:]
-        outbox.in_flight = True
-        refused = f"outcomes of queue {outbox.keys.queue}" in self._refusals
-        outbox.backs_wait = refused or (outbox.backs_wait and bool(outbox.records))
-        call = verbs.settle(outbox.keys, self.worker, self._dead_max, self._dead_ttl_ms, outbox.sent_plain, words)
-        if self.durability is None:
-            channel.send(call, lambda reply: self._settled(outbox, reply))
-        else:
-            self._send_to_last(self.durability, call, outbox, channel)
+        outbox.sent_records += outbox.records[:taken]
+        plain, outbox.plain, outbox.records = outbox.plain[:BATCH], outbox.plain[BATCH:], outbox.records[taken:]
+        outbox.sent_plain += plain
+        return verbs.settle(outbox.keys, self.worker, self._dead_max, self._dead_ttl_ms, plain, words)
 
-    def _send_to_last(self, durability: Durability, call: verbs.Call, outbox: Outbox, channel: Channel) -> None:
+    def _send_to_last(self, durability: Durability, calls: list[verbs.Call], outbox: Outbox, channel: Channel) -> None:
         """Settled is what has got to the disk, or to the replicas, behind everything that this connection wrote."""
         replies: list[Any] = []
 
@@ -119,7 +130,8 @@ class Outboxes:
             failed = next((it for it in (*replies, reply) if isinstance(it, Exception)), None)
             self._settled(outbox, failed or replies[0])
 
-        channel.send(call, replies.append)
+        for call in calls:
+            channel.send(call, replies.append)
         channel.send_words(durability.words(round(self.wait_s * 1000)), waited)
 
     def _settled(self, outbox: Outbox, reply: Any) -> None:
@@ -151,7 +163,9 @@ class Outboxes:
 
     @property
     def is_full(self) -> bool:
-        """Whether so much is refused that nothing more should be claimed."""
+        """Whether so much waits for the broker to take it, or is refused, that nothing more should be claimed."""
+        if any(box.left_behind and (box.records or box.plain) for box in self.outboxes.values()):
+            return True
         return bool(self._refusals) and self.unsettled() >= MOST_REFUSED
 
     @property

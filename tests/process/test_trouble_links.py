@@ -13,7 +13,7 @@ import pytest
 
 from prefork import Prefork
 from prefork.worker.dispatch import MAX_DEPTH
-from prefork.worker.outbox import MOST_REFUSED
+from prefork.worker.outbox import MOST_RECORDS, MOST_REFUSED
 from tests.conftest import SLACK_S, Project, Server, until
 from tests.process import test_trouble
 from tests.process.scene import Clock, active, counts, gone, key
@@ -64,6 +64,12 @@ def add_and_watch(self, keys):
 
 Outboxes.add_queue = add_and_watch
 signal.signal(signal.SIGURG, lambda number, frame: note("kept", sum(it.unsettled() for it in watched)))
+"""
+
+NOTHING = """
+@app.task(name="nothing", result_ttl=600)
+def nothing():
+    pass
 """
 
 
@@ -164,7 +170,8 @@ def kept(scene: Scene, pid: int) -> int:
 
 
 def test_what_is_kept_for_the_broker_is_bounded_by_what_was_claimed(scene: Scene) -> None:
-    """No claims without a broker: so no more outcomes than the two children had been handed, or were to be."""
+    """No claims without a broker: so no more outcomes than a batch on its way, and what the two children had been
+    handed, or were to be, and what was claimed for them at the last."""
     scene.project.add(WATCHED)
     worker = scene.worker("lease = 30")
     app, quick = scene.project.tasks.app, scene.project.tasks.quick
@@ -177,11 +184,24 @@ def test_what_is_kept_for_the_broker_is_bounded_by_what_was_claimed(scene: Scene
     while clock.s < 0.5:  # until nothing more is run
         if (now := len(scene.project.lines("quick"))) != seen:
             seen, clock = now, Clock()
-    assert 0 < kept(scene, worker.pid) <= 2 * 2 * MAX_DEPTH
+    assert 0 < kept(scene, worker.pid) <= MOST_RECORDS + 3 * 2 * MAX_DEPTH
     stall.end(scene)
     until(lambda: len(scene.project.lines("quick")) == 6000)
     until(lambda: active(scene.project) == 0)
     assert set(counts(scene.project, "quick").values()) == {1}
+    assert worker.stop() == 0
+
+
+def test_what_is_not_settled_yet_does_not_grow_while_the_broker_is_slower_than_the_children(scene: Scene) -> None:
+    """A claim brings more than a batch of outcomes takes. Each that a killed master has with it is run once more."""
+    scene.project.add(WATCHED + NOTHING)
+    app, nothing = scene.project.tasks.app, scene.project.tasks.nothing
+    app.enqueue_many(nothing.s() for _ in range(30_000))
+    worker = scene.worker("lease = 30\nconcurrency = 8")
+    most = 0
+    while scene.client.hlen(key("m")):
+        most = max(most, kept(scene, worker.pid))
+    assert most <= MOST_RECORDS + 3 * 8 * MAX_DEPTH
     assert worker.stop() == 0
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from prefork import Prefork
 from prefork.broker.channel import Lost
+from prefork.broker.durability import parse
 from prefork.broker.keys import Keys
 from prefork.broker.verbs import Call
 from prefork.message import Header, Message, State, new_id
@@ -29,11 +30,15 @@ class Wire:
     def __init__(self) -> None:
         self.due: list[tuple[Call, Any]] = []
         self.announced: list[tuple[str, Any]] = []
+        self.waits: list[Any] = []
 
     def send(self, call: Call, callback: Any, limit_s: float = 10) -> None:
         self.due.append((call, callback))
 
     def send_words(self, words: tuple[Any, ...], callback: Any, limit_s: float = 10) -> None:
+        if words[0] == "WAITAOF":
+            self.waits.append(callback)
+            return
         assert words[:2] == ("SADD", "a:b:queues")
         self.announced.append((words[2], callback))
 
@@ -434,6 +439,74 @@ def test_batches_have_a_bound_and_lose_nothing(desk: Desk) -> None:
         batches += 1
     assert batches == -(-(BATCH + 20) // MOST_RECORDS)
     assert sorted(seen) == sorted(order.message.id for order in (*plain, *records))
+
+
+@pytest.mark.parametrize(("task", "most"), [("quiet", BATCH), ("job", MOST_RECORDS)])
+def test_nothing_is_claimed_while_a_batch_has_left_something_behind(desk: Desk, task: str, most: int) -> None:
+    """A claim brings more than a batch takes: what is not settled would grow as long as there is anything to do."""
+    for _ in range(most):
+        desk.answer(desk.order(task), DONE, b"" if task == "quiet" else b"1")
+    desk.flush()
+    assert not desk.it.is_full
+    for _ in range(most + 1):
+        desk.answer(desk.order(task), DONE, b"" if task == "quiet" else b"1")
+    assert not desk.it.is_full, "the next batch may take it all"
+    desk.wire.reply([NOW_MS, most])
+    desk.flush()
+    assert desk.it.is_full
+    desk.wire.reply([NOW_MS, most])
+    desk.flush()
+    assert not desk.it.is_full
+    desk.wire.reply([NOW_MS, 1])
+    assert desk.it.is_empty
+
+
+def test_one_wait_for_the_disk_is_for_many_batches(desk: Desk) -> None:
+    """One that is synced every second would take no more than a batch a second."""
+    desk.it.durability, desk.it.wait_s = parse("fsync"), 1.0
+    orders = [desk.order() for _ in range(2 * MOST_RECORDS + 1)]
+    for order in orders:
+        desk.answer(order, DONE, b"1")
+    for on_disk in (0, 1):  # too late at first
+        desk.flush()
+        batches = [taken_apart(call)[1] for call, _ in desk.wire.due]
+        assert [len(batch) for batch in batches] == [MOST_RECORDS, MOST_RECORDS, 1]
+        assert [record[1] for batch in batches for record in batch] == [order.message.id for order in orders]
+        assert not desk.it.is_full
+        for batch in batches:
+            desk.wire.reply([NOW_MS, len(batch)])
+        assert desk.it.unsettled() == len(orders)
+        (waited,) = desk.wire.waits
+        desk.wire.waits.clear()
+        waited([on_disk, 0])
+        if not on_disk:
+            desk.later.pop()[1]()
+    assert desk.it.is_empty
+
+
+def test_a_batch_that_is_refused_among_many_has_all_of_them_sent_again(desk: Desk) -> None:
+    desk.it.durability, desk.it.wait_s = parse("fsync"), 1.0
+    orders = [desk.order() for _ in range(MOST_RECORDS + 1)]
+    for order in orders:
+        desk.answer(order, DONE, b"1")
+    desk.flush()
+    desk.wire.reply(hiredis.ReplyError("OOM"))
+    desk.wire.reply([NOW_MS, 1])
+    desk.wire.waits.pop()([1, 0])
+    assert desk.it.unsettled() == len(orders)
+    desk.later.pop()[1]()
+    desk.flush()
+    assert [len(taken_apart(call)[1]) for call, _ in desk.wire.due] == [MOST_RECORDS, 1]
+
+
+def test_what_came_back_and_is_settled_no_more_keeps_nobody_from_claiming(desk: Desk) -> None:
+    orders = [desk.order() for _ in range(MOST_RECORDS + 1)]
+    desk.it.put_back(list(orders))
+    desk.flush()
+    assert desk.it.is_full
+    desk.wire.reply(hiredis.ReplyError("WRONGTYPE"))
+    desk.it.came_back("default", [order.message.id.encode() for order in orders])
+    assert not desk.it.is_full
 
 
 def test_large_results_are_sent_in_smaller_batches(desk: Desk) -> None:
