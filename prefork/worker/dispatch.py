@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from collections import deque
-from itertools import islice
+from collections.abc import Iterator
 from math import inf
 from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
@@ -102,10 +102,15 @@ class Dispatcher(Generic[W]):
         at_s = self.slots.next_s(now_s)
         return None if at_s is None else max(0.0, at_s - now_s)
 
-    def hoarding(self) -> list[Slot]:
-        """Children whose spares others could begin with."""
-        slots = self.slots
-        return list(islice(reversed(slots.spared), max(0, self.room()))) if slots.spared else []
+    def hoarding(self) -> Iterator[Slot]:
+        """Children whose spares others could begin with, as long as there are such others.
+
+        Which spares have been begun meanwhile shows only when they are to be taken back.
+        """
+        for slot in reversed(tuple(self.slots.spared)):
+            if self.room() <= 0:
+                return
+            yield slot
 
     def alone(self) -> tuple[Slot, W] | None:
         """What `assign` would give to a child that has nothing, when it is all that is ready; else None.
