@@ -92,8 +92,9 @@ def _facts(pid: int) -> dict[str, str]:
 def _not_heard(facts: dict[str, str]) -> str:
     """Why a child does not hear that it is asked for its stack, if so."""
     bit = 1 << (STACK_SIGNAL - 1)
-    blocked, ignored, caught = (int(facts[name], 16) & bit for name in ("SigBlk", "SigIgn", "SigCgt"))
-    if blocked:
+    names = "SigBlk", "SigIgn", "SigCgt", "SigPnd", "ShdPnd"
+    blocked, ignored, caught, *pending = (int(facts[name], 16) & bit for name in names)
+    if blocked and any(pending):  # else it is being handled, and blocked for as long
         return "its task blocks the signal that asks for one; "
     if ignored:
         return "its task ignores the signal that asks for one; "

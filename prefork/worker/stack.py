@@ -15,6 +15,7 @@ from prefork.worker.slate import STACK_SIGNAL
 
 PAUSES_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.1)  # between two looks
 LATE_PAUSES_S = (0.1,) * 20  # the same, as long as the child is ready to run and gets no core
+ENOUGH_NS = 10_000_000  # of a core, to write it
 
 
 def ask(loop: Loop, child: Process, lives: Callable[[], bool], then: Callable[[str], None]) -> None:
@@ -23,22 +24,21 @@ def ask(loop: Loop, child: Process, lives: Callable[[], bool], then: Callable[[s
     """
     child.slate.wipe()
     pauses, late = iter(PAUSES_S), iter(LATE_PAUSES_S)
-    before, ran_before_ns = "", -1
+    before, asked_ns = "", ran_ns(child.pid)
 
     def look() -> None:
-        nonlocal before, ran_before_ns
+        nonlocal before
         if not lives():
             return then(before)
-        stack, ran_now_ns, pause_s = child.slate.stack(), ran_ns(child.pid), next(pauses, None)
-        # Since the last look; at the first one nobody knows.
-        starved = (ran_now_ns == ran_before_ns or ran_before_ns < 0) and awaits_core(child.pid)
+        stack, pause_s = child.slate.stack(), next(pauses, None)
+        starved = awaits_core(child.pid) and 0 <= ran_ns(child.pid) - asked_ns < ENOUGH_NS
         written = stack and stack == before and not starved  # else it may be in the middle of its writing
         if pause_s is None and not written and (stack or starved):
             pause_s = next(late, None)
         if pause_s is None or written:
             child.slate.wipe()
             return then(stack or without_stack(child.pid))
-        before, ran_before_ns = stack, ran_now_ns
+        before = stack
         loop.call_later(pause_s, look)
         return None
 

@@ -12,6 +12,7 @@ import pytest
 
 from prefork.worker import evidence
 from prefork.worker.evidence import OutOfMemory, without_stack
+from prefork.worker.slate import STACK_SIGNAL
 from tests.conftest import until
 
 
@@ -85,5 +86,37 @@ def test_a_child_that_has_become_a_program_of_another_user_does_not_hurt_its_mas
             done = subprocess.run(command, capture_output=True, timeout=20, check=False)
             assert done.returncode == 0, done.stderr
             assert process.poll() is None
+        finally:
+            process.kill()
+
+
+BLOCKS = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [%d]); %s"
+TELLS = """
+import faulthandler, os
+reading, writing = os.pipe()
+os.set_blocking(writing, False)
+try:
+    while os.write(writing, bytes(4096)): pass
+except BlockingIOError:
+    os.set_blocking(writing, True)
+faulthandler.register(%d, file=writing)
+%s
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel")
+@pytest.mark.parametrize(("code", "blocks"), [(BLOCKS, True), (TELLS, False)], ids=["blocks", "tells"])
+def test_a_child_that_is_amid_telling_its_stack_is_not_taken_for_one_that_blocks_the_signal(
+    code: str, blocks: bool
+) -> None:
+    code %= STACK_SIGNAL, "print(flush=True); import time; time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout
+            process.stdout.readline()
+            os.kill(process.pid, STACK_SIGNAL)
+            status = Path(f"/proc/{process.pid}/status")
+            until(lambda: int(status.read_text().partition("SigBlk:")[2].split()[0], 16) >> (STACK_SIGNAL - 1) & 1)
+            assert ("blocks the signal" in without_stack(process.pid)) is blocks
         finally:
             process.kill()
