@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import hiredis
@@ -53,6 +54,17 @@ class Outbox:
         decided = {id for id, _ in self.records + self.sent_records}
         return decided.union(self.plain, self.sent_plain, self.held_back)
 
+    def is_due(self) -> bool:
+        """Whether there is something to send, and the reply to what was sent before has come."""
+        return not self.in_flight and bool(self.plain or self.records or self.progress)
+
+    def progress_words(self) -> list[verbs.Argument]:
+        """What the next script says of what runs, which goes first; no more of it than it has room for."""
+        self.sent_progress = dict(islice(self.progress.items(), MOST_RECORDS))
+        for id in self.sent_progress:
+            del self.progress[id]
+        return [word for record in self.sent_progress.values() for word in record]
+
     def __bool__(self) -> bool:
         return bool(self.plain or self.records or self.progress or self.in_flight or self.held_back)
 
@@ -88,23 +100,24 @@ class Outboxes:
         """Send what has gathered, one batch for each queue at a time."""
         if self._pausing:
             return
-        for outbox in self.outboxes.values():
-            if (outbox.plain or outbox.records or outbox.progress) and not outbox.in_flight:
-                self._send(outbox, channel)
+        due = [outbox for outbox in self.outboxes.values() if outbox.is_due()]
+        if self.durability is None:
+            for outbox in due:
+                (call,) = self._batches(outbox, 1)
+                channel.send(call, lambda reply, outbox=outbox: self._settled(outbox, reply))  # type: ignore[misc]
+        elif due and not any(outbox.in_flight for outbox in self.outboxes.values()):
+            self._send_to_last(self.durability, due, channel)
 
-    def _send(self, outbox: Outbox, channel: Channel) -> None:
-        outbox.sent_plain, outbox.sent_records = [], []
-        outbox.sent_progress, outbox.progress = outbox.progress, {}
-        calls = [self._batch(outbox, [word for record in outbox.sent_progress.values() for word in record])]
-        while self.durability and len(calls) < BATCHES_A_WAIT and (outbox.plain or outbox.records):
+    def _batches(self, outbox: Outbox, most: int) -> list[verbs.Call]:
+        """Take out what fits into so many scripts."""
+        outbox.sent_plain, outbox.sent_records, outbox.sent_progress = [], [], {}
+        calls = [self._batch(outbox, outbox.progress_words() if outbox.progress else [])]
+        while len(calls) < most and (outbox.plain or outbox.records):
             calls.append(self._batch(outbox, []))
         outbox.in_flight, outbox.left_behind = True, bool(outbox.plain or outbox.records)
         refused = f"outcomes of queue {outbox.keys.queue}" in self._refusals
         outbox.backs_wait = refused or (outbox.backs_wait and bool(outbox.records))
-        if self.durability is None:
-            channel.send(calls[0], lambda reply: self._settled(outbox, reply))
-        else:
-            self._send_to_last(self.durability, calls, outbox, channel)
+        return calls
 
     def _batch(self, outbox: Outbox, words: list[verbs.Argument]) -> verbs.Call:
         """What fits into one script, behind these words."""
@@ -120,18 +133,27 @@ class Outboxes:
         outbox.sent_plain += plain
         return verbs.settle(outbox.keys, self.worker, self._dead_max, self._dead_ttl_ms, plain, words)
 
-    def _send_to_last(self, durability: Durability, calls: list[verbs.Call], outbox: Outbox, channel: Channel) -> None:
-        """Settled is what has got to the disk, or to the replicas, behind everything that this connection wrote."""
-        replies: list[Any] = []
+    def _send_to_last(self, durability: Durability, due: list[Outbox], channel: Channel) -> None:
+        """Settled is what has got to the disk, or to the replicas, behind everything that this connection wrote.
+
+        One wait for all: the connection stands still meanwhile, and with it the lease.
+        """
+        sent: list[tuple[Outbox, int, list[Any]]] = []
+        for outbox in due:
+            calls, replies = self._batches(outbox, BATCHES_A_WAIT), list[Any]()
+            for call in calls:
+                channel.send(call, replies.append)
+            sent.append((outbox, len(calls), replies))
 
         def waited(reply: Any) -> None:
             if not isinstance(reply, Exception) and (missing := durability.missing(reply)):
                 reply = hiredis.ReplyError(f"what was written {missing}")
-            failed = next((it for it in (*replies, reply) if isinstance(it, Exception)), None)
-            self._settled(outbox, failed or replies[0])
+            for outbox, count, replies in sent:
+                failed = next((it for it in (*replies, reply) if isinstance(it, Exception)), None)
+                if failed is None and len(replies) < count:
+                    failed = Lost("the script had to be sent in full, behind the wait")
+                self._settled(outbox, failed or replies[0])
 
-        for call in calls:
-            channel.send(call, replies.append)
         channel.send_words(durability.words(round(self.wait_s * 1000)), waited)
 
     def _settled(self, outbox: Outbox, reply: Any) -> None:
@@ -178,6 +200,11 @@ class Outboxes:
         said of them then must not be said again, of this run."""
         outbox, again = self.outboxes[queue], {id.decode("utf-8", "replace") for id in ids}
         outbox.records = [record for record in outbox.records if record[0] not in again]
+        for id in again:
+            outbox.progress.pop(id, None)
+        outbox.backs_wait = outbox.backs_wait and bool(outbox.records)
+        if not outbox:  # nothing is sent any more that could be taken
+            self._taken(f"outcomes of queue {queue}")
 
     def unsettled(self) -> int:
         """How many messages are decided here, and not known to be settled there."""

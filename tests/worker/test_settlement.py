@@ -379,6 +379,21 @@ def test_progress_that_cannot_be_told_does_not_pile_up(desk: Desk, reply: Except
     assert desk.it.is_empty
 
 
+def test_progress_of_many_is_sent_in_more_than_one_script(desk: Desk) -> None:
+    for _ in range(MOST_RECORDS + 1):
+        desk.it.progress(desk.order().message, [1, 2, ""])
+    assert [len(desk.sent()[1]) for _ in range(2)] == [MOST_RECORDS, 1]
+    assert desk.it.is_empty
+
+
+def test_progress_of_a_run_that_is_over_is_not_told_of_the_next(desk: Desk) -> None:
+    order = desk.order()
+    desk.it.put_back([order])
+    desk.it.progress(order.message, [1, 2, ""])
+    desk.it.came_back("default", [order.message.id.encode()])
+    assert desk.it.is_empty
+
+
 def test_a_state_does_not_grow_for_ever(desk: Desk) -> None:
     state: State | None = None
     for n in range(40):
@@ -484,6 +499,42 @@ def test_one_wait_for_the_disk_is_for_many_batches(desk: Desk) -> None:
     assert desk.it.is_empty
 
 
+def test_one_wait_is_for_all_queues(desk: Desk) -> None:
+    """It holds the connection up, and with it the lease: by itself a missing replica takes a third of that."""
+    desk.it.durability, desk.it.wait_s = parse("fsync"), 1.0
+    for queue in ("default", "mail"):
+        desk.answer(desk.order("quiet", queue=queue), DONE)
+    desk.flush()
+    later = desk.order("quiet", queue="mail")
+    desk.answer(later, DONE)
+    for due in 2, 1, 0:
+        desk.flush()
+        assert (len(desk.wire.due), len(desk.wire.waits)) == (due, 1)
+        if due:
+            desk.wire.reply([NOW_MS, 1])
+    desk.wire.waits.pop()([1, 0])
+    assert desk.it.unsettled() == 1
+    desk.flush()
+    assert [taken_apart(call)[0] for call, _ in desk.wire.due] == [[later.message.id]]
+
+
+def test_a_script_that_had_to_be_sent_in_full_is_behind_the_wait_and_sent_again(desk: Desk) -> None:
+    desk.it.durability, desk.it.wait_s = parse("fsync"), 1.0
+    for _ in range(MOST_RECORDS + 1):
+        desk.answer(desk.order(), DONE, b"1")
+    for replied in (0, 1):
+        desk.flush()
+        late = [callback for _, callback in desk.wire.due[replied:]]
+        for _ in range(replied):
+            desk.wire.reply([NOW_MS, 1])
+        desk.wire.waits.pop()([1, 0])
+        for callback in late:
+            callback([NOW_MS, 1])
+        desk.wire.due.clear()
+        assert desk.it.unsettled() == MOST_RECORDS + 1
+    assert not desk.it.refuses
+
+
 def test_a_batch_that_is_refused_among_many_has_all_of_them_sent_again(desk: Desk) -> None:
     desk.it.durability, desk.it.wait_s = parse("fsync"), 1.0
     orders = [desk.order() for _ in range(MOST_RECORDS + 1)]
@@ -505,8 +556,11 @@ def test_what_came_back_and_is_settled_no_more_keeps_nobody_from_claiming(desk: 
     desk.flush()
     assert desk.it.is_full
     desk.wire.reply(hiredis.ReplyError("WRONGTYPE"))
+    assert desk.it.refuses
     desk.it.came_back("default", [order.message.id.encode() for order in orders])
     assert not desk.it.is_full
+    assert not desk.it.backs_wait
+    assert not desk.it.refuses, "nothing is left that could be taken"
 
 
 def test_large_results_are_sent_in_smaller_batches(desk: Desk) -> None:
