@@ -151,9 +151,9 @@ class Claims:
         self._block()
 
     def listen(self) -> None:
-        """While nothing is claimed any more: hear what is asked of this worker."""
+        """While nothing is claimed: hear what is asked of this worker."""
         if not self._pause:
-            self._block()
+            self._block(wakes=False)
 
     def wake(self, queue: Queue) -> None:
         """There may be something in it."""
@@ -258,8 +258,9 @@ class Claims:
         serial = (int(number) + 1) * SERIALS_PER_CLAIM - 1
         self._claimed(queue.keys.queue, [rest[: int(size)]], [rest[int(size) :]], [None], serial)
 
-    def _block(self) -> None:
-        drained = {queue for queue in self.queues if queue.drained and not queue.in_flight} if self.open else set()
+    def _block(self, *, wakes: bool = True) -> None:
+        wakes = wakes and self.open
+        drained = {queue for queue in self.queues if queue.drained and not queue.in_flight} if wakes else set()
         if not self._blocker.ready or not self.worker:
             return
         if self._blocked_on is None:

@@ -176,9 +176,9 @@ class Master:
         if self.channel.ready:
             self.settlement.flush(self.channel)
             self.claims.keep_if_due()
-            if not running:
+            if not running or self.settlement.backs_wait:
                 self.claims.listen()
-            elif not self.settlement.backs_wait:
+            else:
                 dispatcher = self.work.dispatcher
                 full = self.claims.in_flight or self.settlement.is_full
                 self.claims.turn(0 if full else dispatcher.wanted(self.work.times.mix_s, now_s), dispatcher.room())

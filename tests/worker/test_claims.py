@@ -453,6 +453,17 @@ def test_under_a_new_name_it_is_asked_by_that_name() -> None:
     assert it.hears() == {"q0"}
 
 
+def test_while_nothing_is_claimed_it_hears_what_is_asked_of_it_and_pops_no_markers() -> None:
+    it = Worker()
+    it.asleep()
+    it.blocker.reply(None)  # its time is over
+    it.claims.listen()
+    assert it.hears() == {"q0"}
+    assert it.blocks_on() == set()
+    it.claims.turn(1, 1)
+    assert it.wire.due[-1][0][:2] == ("CLIENT", "UNBLOCK"), "it may sleep on markers again"
+
+
 def test_after_the_end_it_hears_what_is_asked_of_it_and_pops_no_markers() -> None:
     it = Worker()
     it.asleep()
