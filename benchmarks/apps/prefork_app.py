@@ -12,6 +12,7 @@ from prefork import Prefork
 
 app = Prefork("bench", broker=os.environ["BENCH_URL"])
 tasks = {name: app.task(name=name, result_ttl=0)(function) for name, function in work.TASKS.items()}
+tasks["kept"] = app.task(name="kept")(work.noop)
 
 
 def enqueue(name: str, *args: Any) -> None:

@@ -34,6 +34,11 @@ def fill(count: int) -> float:
     return send("noop", (ARGS for _ in range(count)))
 
 
+def fill_kept(count: int) -> float:
+    """The same, of those that keep their results."""
+    return send("kept", (ARGS for _ in range(count)))
+
+
 def one_by_one(count: int) -> float:
     """As `fill`, each awaited before the next."""
     peer.enqueue("noop", *ARGS)

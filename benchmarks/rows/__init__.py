@@ -6,6 +6,7 @@ from benchmarks.rows import (
     backlog,
     enqueue,
     idle,
+    kept,
     latency,
     memory,
     pace,
@@ -17,5 +18,5 @@ from benchmarks.rows import (
     throughput,
 )
 
-FILES = throughput, latency, enqueue, pace, idle, memory, backlog, payload, scaling, start, producers, scripts
+FILES = throughput, kept, latency, enqueue, pace, idle, memory, backlog, payload, scaling, start, producers, scripts
 ROWS = {row.name: row for file in FILES for row in file.ROWS}
