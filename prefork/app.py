@@ -228,7 +228,9 @@ class Prefork:
 
     async def aenqueue_many(self, invocations: Iterable[Invocation[R]]) -> TaskResults[R]:
         """As `enqueue_many`, without blocking the event loop (the iterable is read in another thread)."""
-        return await self.client.in_thread(self.enqueue_many, invocations)
+        import asyncio  # whoever awaits this has it
+
+        return await asyncio.to_thread(self.enqueue_many, invocations)  # each batch with a limit of its own
 
     def result(self, id: str) -> TaskResult[Any]:
         """What became of a task, by its id. Raises ResultUnavailable when nothing is known of it."""

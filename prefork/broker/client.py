@@ -198,11 +198,13 @@ class Client:
         # WAIT is about what the same connection has written, and a repeat on a new one finds nothing to write.
         touch, wait = ("HINCRBY", stats, "processed", 0), self.durability.words(round(self.limit_s * TRY * 800))
         reply, written, waited = wire.ask(words, touch, wait)
-        for answer in (reply, waited):
-            if isinstance(answer, Exception):
-                raise answer
-        if isinstance(written, Exception):
-            raise EnqueueUncertain(f"the broker {self.shown} has accepted the task, and then refused more ({written})")
+        if isinstance(reply, Exception):
+            raise reply
+        if passing.broken_off(waited) or not (isinstance(waited, Exception) or self.durability.is_answer(waited)):
+            self._connect_anew()  # a failover, which may come in the middle of the wait
+            raise ConnectionError(f"the wait was broken off: {waited}")
+        if refused := next((it for it in (written, waited) if isinstance(it, Exception)), None):
+            raise EnqueueUncertain(f"the broker {self.shown} has accepted the task, and then refused more ({refused})")
         if missing := self.durability.missing(waited):
             raise EnqueueUncertain(f"the broker {self.shown} has accepted the task, but it {missing}")
         return reply

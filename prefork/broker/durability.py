@@ -30,6 +30,12 @@ class Durability:
             return "WAITAOF", 1, 0, timeout_ms
         return "WAIT", self.replicas, timeout_ms
 
+    def is_answer(self, reply: object) -> bool:
+        """Whether a reply is one to that command: what stands between may damage replies."""
+        if self.fsync:
+            return isinstance(reply, list) and len(reply) == 2 and all(isinstance(it, int) for it in reply)
+        return isinstance(reply, int)
+
     def missing(self, reply: Any) -> str:
         """What is not reached, in words; "" if all is."""
         if self.fsync:

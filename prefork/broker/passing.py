@@ -7,7 +7,7 @@ import socket
 import hiredis
 
 # A failover that is under way, a cluster that heals, a script that ends.
-FOR_NOW = ("READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY")
+FOR_NOW = ("READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "NOREPLICAS")
 # A server that starts, or has too many to serve. What is sent to another meanwhile is no better.
 SOON = ("LOADING", "ERR max number of clients")
 
@@ -15,6 +15,11 @@ SOON = ("LOADING", "ERR max number of clients")
 def refused_for_now(error: BaseException) -> bool:
     """Whether the server has refused, so that nothing was carried out, and may not the next time."""
     return isinstance(error, hiredis.ReplyError) and str(error).startswith(FOR_NOW)
+
+
+def broken_off(reply: object) -> bool:
+    """Whether a server that is a primary no more has ended a WAIT."""
+    return isinstance(reply, hiredis.ReplyError) and str(reply).startswith("UNBLOCKED")
 
 
 def may_pass(error: BaseException, *, known: bool) -> bool:

@@ -28,6 +28,7 @@ REMEDIES = (
     ),
     ("OOM", "is out of memory and refuses writes; raise its maxmemory, or empty what is not needed"),
     ("out of memory", "is out of memory and refuses writes; raise its maxmemory, or empty what is not needed"),
+    ("NOREPLICAS", "has too few replicas to accept writes; see its min-replicas-to-write"),
     ("LOADING", "is still loading its data; try again soon"),
     ("loading the dataset", "is still loading its data; try again soon"),
     ("BUSY", "is busy with a script of somebody else; see SCRIPT KILL"),

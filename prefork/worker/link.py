@@ -76,6 +76,7 @@ class Link:
         if late and self._connected:  # the other connection takes the same way, and may stand for half a minute
             self.blocker.restart()
         self._connected = self.claims.open = False
+        self.settlement.disconnected()
 
     def _blocker_up(self) -> None:
         self.outage.ends("second connection")

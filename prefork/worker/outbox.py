@@ -86,6 +86,7 @@ class Outboxes:
         self.worker = ""
         self._prefix, self._announced = prefix, set[str]()
         self._unsent_follow_ups: list[Callable[[], None]] = []
+        self._elsewhere: dict[str | bytes, Callable[[], None]] = {}  # sends what a task has put into other queues
         self._pausing = False
         self.durability: Durability | None = None
         self.wait_s = 0.0  # for it, at most
@@ -146,17 +147,23 @@ class Outboxes:
             sent.append((outbox, len(calls), replies))
 
         def waited(reply: Any) -> None:
-            if not isinstance(reply, Exception) and (missing := durability.missing(reply)):
+            if damaged := not isinstance(reply, Exception) and not durability.is_answer(reply):
+                reply = Lost("no answer to the wait")
+            elif not isinstance(reply, Exception) and (missing := durability.missing(reply)):
                 reply = hiredis.ReplyError(f"what was written {missing}")
             for outbox, count, replies in sent:
                 failed = next((it for it in (*replies, reply) if isinstance(it, Exception)), None)
                 if failed is None and len(replies) < count:
                     failed = Lost("the script had to be sent in full, behind the wait")
                 self._settled(outbox, failed or replies[0])
+            if damaged:
+                channel.restart()
 
         channel.send_words(durability.words(round(self.wait_s * 1000)), waited)
 
     def _settled(self, outbox: Outbox, reply: Any) -> None:
+        if self.outboxes[outbox.keys.queue] is not outbox:  # all of it was forgotten meanwhile
+            return
         outbox.in_flight = False
         if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("FENCED"):
             self._fenced(str(reply))
@@ -171,6 +178,9 @@ class Outboxes:
         else:
             outbox.backs_wait = outbox.backs_wait and bool(outbox.records)
             self._taken(f"outcomes of queue {outbox.keys.queue}")
+            if self._elsewhere:
+                for id, _ in outbox.sent_records:
+                    self._elsewhere.pop(id, None)
         outbox.sent_plain, outbox.sent_records, outbox.sent_progress = [], [], {}
 
     @property
@@ -217,6 +227,7 @@ class Outboxes:
             outbox.held_back.clear()  # replies that are still due look there
             self.outboxes[queue] = Outbox(outbox.keys)
         self._unsent_follow_ups.clear()
+        self._elsewhere.clear()
         for what in tuple(self._refusals):
             self._taken(what)
         return count
@@ -239,6 +250,18 @@ class Outboxes:
         """It is taken, perhaps again; or nobody is left to whom it matters."""
         self._refusals.discard(what)
         self.outage.ends(what)
+
+    def disconnected(self) -> None:
+        """Whoever is the broker next may be another one, which lacks what the last one has taken in and not kept.
+
+        With `durability` the follow-ups of what is not settled go first once more, or they would be lost for good.
+        """
+        self._announced.clear()
+        for outbox in self.outboxes.values():
+            for record in [record for record in outbox.records if record[0] in self._elsewhere]:
+                outbox.records.remove(record)
+                outbox.held_back.add(str(record[0]))
+                self._unsent_follow_ups.append(self._elsewhere[record[0]])
 
     def resend(self) -> None:
         """Send the follow-ups again that did not get through."""
@@ -280,5 +303,11 @@ class Outboxes:
                 outbox.held_back.discard(done[0])
                 outbox.records.append(done)
 
-        for queue in sorted(waiting):
-            send(queue)
+        def send_all() -> None:
+            waiting.update(entry.queue for entry in entries)
+            for queue in sorted(waiting):
+                send(queue)
+
+        if self.durability:
+            self._elsewhere[done[0]] = send_all
+        send_all()

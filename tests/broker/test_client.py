@@ -743,6 +743,23 @@ def test_many_while_replies_are_lost(server: Server) -> None:
         app.client.close()
 
 
+def test_many_from_asyncio_have_a_limit_for_each_batch(server: Server) -> None:
+    def slow() -> Iterator[Any]:
+        for n in range(600):
+            if n == 400:
+                time.sleep(1.2)
+                proxy.lose(ENQUEUE)
+            yield echo.s(n)
+
+    with Proxy(server.path) as proxy:
+        app = Prefork("t", broker=proxy.url, prefix="t", limit_s=1.0)
+        echo = app.task(lambda n: n, name="echo")
+        results = asyncio.run(app.aenqueue_many(slow()))
+        assert proxy.lost == 1
+        assert [result.id.encode() for result in results] == queued(server)
+        app.client.close()
+
+
 def test_many_from_asyncio(app: Prefork, server: Server) -> None:
     async def go() -> list[Any]:
         return await app.aenqueue_many(app.tasks["echo"].s(n) for n in range(700))

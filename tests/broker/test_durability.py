@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,39 @@ def test_what_does_not_reach_its_replicas_in_time_is_said_so_and_stands_all_the_
     replica.process.send_signal(signal.SIGCONT)
     assert primary.client.llen("prefork:{default}:pending") == 2
     add.enqueue(3)
+
+
+def test_a_wait_that_a_failover_breaks_off_is_begun_again(with_replica: tuple[Server, Server]) -> None:
+    primary, replica = with_replica
+    add = app_on(primary, "replicas:1", LIMIT_S).tasks["add"]
+    add.enqueue(1)
+    assert replica.process
+    replica.process.send_signal(signal.SIGSTOP)
+    with ThreadPoolExecutor() as threads:
+        second = threads.submit(add.enqueue, 2)
+        (waiting,) = until(lambda: [it for it in primary.client.client_list() if it["cmd"] == "wait"])
+        primary.client.execute_command("CLIENT", "UNBLOCK", waiting["id"], "ERROR")
+        replica.process.send_signal(signal.SIGCONT)
+        id = second.result().id
+    assert primary.client.lrange("prefork:{default}:pending", -1, -1) == [id.encode()]
+    assert primary.client.llen("prefork:{default}:pending") == 2
+
+
+def test_what_was_accepted_before_the_wait_was_refused_is_said_to_be(own_server: Server) -> None:
+    app = app_on(own_server, "replicas:1")
+    own_server.client.execute_command("ACL", "SETUSER", "default", "-wait")
+    with pytest.raises(EnqueueUncertain, match="has accepted the task, and then refused more"):
+        app.tasks["add"].enqueue(1)
+    assert own_server.client.llen("prefork:{default}:pending") == 1
+
+
+def test_a_primary_that_has_too_few_replicas_to_accept_is_asked_again(own_server: Server) -> None:
+    add = app_on(own_server, "replicas:1", 0.5).tasks["add"]
+    own_server.client.config_set("min-replicas-to-write", 1)
+    begun_s = time.monotonic()
+    with pytest.raises(BrokerError, match="has too few replicas to accept writes; see its min-replicas-to-write"):
+        add.enqueue(1)
+    assert time.monotonic() - begun_s > 0.2
 
 
 def test_a_repeat_waits_for_what_another_connection_has_written(with_replica: tuple[Server, Server]) -> None:

@@ -31,16 +31,20 @@ class Wire:
         self.due: list[tuple[Call, Any]] = []
         self.announced: list[tuple[str, Any]] = []
         self.waits: list[Any] = []
+        self.restarts = 0
 
     def send(self, call: Call, callback: Any, limit_s: float = 10) -> None:
         self.due.append((call, callback))
 
     def send_words(self, words: tuple[Any, ...], callback: Any, limit_s: float = 10) -> None:
-        if words[0] == "WAITAOF":
+        if words[0] in ("WAIT", "WAITAOF"):
             self.waits.append(callback)
             return
         assert words[:2] == ("SADD", "a:b:queues")
         self.announced.append((words[2], callback))
+
+    def restart(self) -> None:
+        self.restarts += 1
 
     def reply(self, reply: Any, at: int = 0) -> None:
         self.due.pop(at)[1](reply)
@@ -668,6 +672,31 @@ def test_a_late_reply_to_a_forgotten_batch_brings_nothing_back(desk: Desk) -> No
     assert desk.it.is_empty
 
 
+def test_what_was_forgotten_while_the_disk_was_waited_for_is_no_trouble_of_its_successor(desk: Desk) -> None:
+    desk.it.durability, desk.it.wait_s = parse("fsync"), 1.0
+    for queue in "default", "mail":
+        desk.answer(desk.order("quiet", queue=queue), DONE)
+    desk.flush()
+    desk.wire.reply(hiredis.ReplyError("FENCED w1"))
+    desk.wire.reply([NOW_MS, 1])
+    desk.it.forget_all()
+    desk.wire.waits.pop()([0, 0])
+    assert desk.it.is_empty
+    assert not desk.it.refuses
+
+
+@pytest.mark.parametrize(("durability", "reply"), [("fsync", 1), ("fsync", [b"1"]), ("replicas:1", b"OK")])
+def test_a_damaged_answer_of_the_disk_is_a_broken_connection(desk: Desk, durability: str, reply: Any) -> None:
+    desk.it.durability, desk.it.wait_s = parse(durability), 1.0
+    desk.answer(desk.order("quiet"), DONE)
+    desk.flush()
+    desk.wire.reply([NOW_MS, 1])
+    desk.wire.waits.pop()(reply)
+    assert desk.wire.restarts == 1
+    assert desk.it.unsettled() == 1
+    assert not desk.it.refuses
+
+
 # -- follow-ups -------------------------------------------------------------------------------------------------------
 
 
@@ -731,6 +760,32 @@ def test_follow_ups_to_other_queues_go_first_and_the_acknowledgement_waits(desk:
     _, records = desk.sent()
     assert [(record[0], record[1]) for record in records] == [("follow", order.message.id), ("done", order.message.id)]
     assert desk.it.is_empty
+
+
+@pytest.mark.parametrize("durability", [None, "replicas:1"])
+def test_follow_ups_go_first_once_more_to_who_may_be_another_broker(desk: Desk, durability: str | None) -> None:
+    """After a failover it may lack them, while the task that made them is settled there as done."""
+    desk.it.durability, desk.it.wait_s = parse(durability), 1.0
+    order, settled = desk.order(), desk.order()
+    for it in settled, order:
+        desk.answer(it, DONE_WITH_FOLLOW_UPS, follow_ups("mail"))
+        desk.wire.reply([NOW_MS, 1])
+        desk.flush()
+        replies = [[NOW_MS, 1], 1] if it is settled else [Lost("gone"), Lost("gone")]
+        desk.wire.reply(replies[0])
+        for wait in desk.wire.waits:
+            wait(replies[1])
+        desk.wire.waits.clear()
+    desk.wire.announced.clear()
+    desk.it.disconnected()
+    assert desk.it.outboxes["default"].ids() == {order.message.id}, "it is still known here"
+    desk.it.resend()
+    desk.flush()
+    assert [call.verb for call, _ in desk.wire.due] == ["enqueue" if durability else "settle"]
+    if durability:
+        assert [queue for queue, _ in desk.wire.announced] == ["mail"]
+        desk.wire.reply([NOW_MS, 1])
+        assert [record[:2] for record in desk.sent()[1]] == [("done", order.message.id)]
 
 
 def test_follow_ups_whose_reply_was_lost_are_sent_again(desk: Desk) -> None:
