@@ -129,6 +129,10 @@ class Claims:
         self.void()
         self._keep_due = self._idled = self.open = False
 
+    def keep_soon(self) -> None:
+        """Put back what the broker says is held here, and is not, when nothing is on its way any more."""
+        self._keep_due = True
+
     def keep_if_due(self) -> None:
         """Once a turn of the loop: put back what was voided, when nothing is on its way that is not known yet."""
         if self._keep_due and not self.in_flight:
@@ -199,9 +203,11 @@ class Claims:
                 self._fenced(str(reply))
             elif not isinstance(reply, Lost):  # what a lost claim took is put back after the reconnect
                 queue.owes_claim = True  # the marker that it may have popped is gone
-                self._refused("claims", reply)
+                if "script" in str(reply):  # it may have been broken off in the middle, with messages taken
+                    self.keep_soon()
+                self._refused(f"claims of queue {queue.keys.queue}", reply)
             return
-        self.outage.ends("claims")
+        self.outage.ends(f"claims of queue {queue.keys.queue}")
         now_ms, next_due_ms, left, ids, messages, states = reply
         self._clock.told(now_ms, asked_s)
         queue.waits = len(ids) < room and not queue.woken

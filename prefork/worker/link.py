@@ -110,6 +110,9 @@ class Link:
 
     def reconcile(self) -> None:
         """After a broken connection: put back what came here and got lost on its way. Only then claim again."""
+        if self.claims.in_flight:  # what it brings is not known yet, and would be put back while it runs
+            self.claims.keep_soon()
+            return
         self.claims.begin_to_keep()
         known, worker = self.work.known_ids() | self.shutdown.ids(), self.lease.worker
         due = {queue.keys.queue for queue in self.claims.queues}

@@ -146,20 +146,25 @@ class Outboxes:
                 channel.send(call, replies.append)
             sent.append((outbox, len(calls), replies))
 
+        words = durability.words(round(self.wait_s * 1000))
+
         def waited(reply: Any) -> None:
-            if damaged := not isinstance(reply, Exception) and not durability.is_answer(reply):
-                reply = Lost("no answer to the wait")
-            elif not isinstance(reply, Exception) and (missing := durability.missing(reply)):
-                reply = hiredis.ReplyError(f"what was written {missing}")
-            for outbox, count, replies in sent:
-                failed = next((it for it in (*replies, reply) if isinstance(it, Exception)), None)
-                if failed is None and len(replies) < count:
-                    failed = Lost("the script had to be sent in full, behind the wait")
-                self._settled(outbox, failed or replies[0])
+            failed = reply if isinstance(reply, Exception) else None
+            damaged = failed is None and not durability.is_answer(reply)
+            if damaged:
+                failed = Lost("no answer to the wait")
+            elif failed is None and any(len(replies) < count for _, count, replies in sent):
+                return channel.send_words(words, waited)  # a script had to be sent in full, behind that wait
+            elif failed is None and (missing := durability.missing(reply)):
+                failed = hiredis.ReplyError(f"what was written {missing}")
+            for outbox, _, replies in sent:
+                refused = next((it for it in replies if isinstance(it, Exception)), failed)
+                self._settled(outbox, refused or replies[0])
             if damaged:
                 channel.restart()
+            return None
 
-        channel.send_words(durability.words(round(self.wait_s * 1000)), waited)
+        channel.send_words(words, waited)
 
     def _settled(self, outbox: Outbox, reply: Any) -> None:
         if self.outboxes[outbox.keys.queue] is not outbox:  # all of it was forgotten meanwhile

@@ -232,8 +232,8 @@ class Work:
             unstarted += len(self._pool.take_back(child))
             if child.end.unanswered:
                 stopped += 1
-                child.killed_for = FENCED  # be it in the middle of being killed for another reason
                 self._pool.kill(child, FENCED)
+                child.killed_for = FENCED  # be it in the middle of being killed for another reason
         return stopped, unstarted
 
     def _placed(self, order: Order, death: Death, ran_s: float) -> str:

@@ -729,6 +729,23 @@ def test_restore_puts_all_of_a_gone_worker_back_to_the_front_in_order(bench: Ben
     assert bench.restore("w", "gone") == 0
 
 
+def test_a_restore_that_is_broken_off_leaves_the_lease_so_that_another_takes_over(bench: Bench) -> None:
+    bench.lease("w")
+    for id, priority in ("a", 5), ("b", 0), ("c", 5):
+        bench.put(id, priority=priority)
+    bench.claim("w", 3)
+    bench.client.hset(bench.keys.pending, "of", "another type")
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        bench.restore("w", "gone")
+    assert bench.client.zscore(bench.keys.leases, "w")
+    assert sorted(bench.active("w")) == ["a", "b", "c"]
+    assert not bench.ranked
+    bench.client.delete(bench.keys.pending)
+    assert bench.restore("w", "gone") == 3
+    assert bench.client.zscore(bench.keys.leases, "w") is None
+    assert bench.places() == {"a": ["ranked"], "b": ["pending"], "c": ["ranked"]}
+
+
 def test_restore_goes_by_the_time_of_the_claim(bench: Bench) -> None:
     bench.lease("w")
     bench.put("b", "c", "a")

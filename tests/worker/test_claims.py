@@ -723,6 +723,29 @@ def test_it_is_put_back_only_when_no_claim_is_on_its_way() -> None:
     assert it.kept
 
 
+def test_what_is_to_be_put_back_waits_for_a_claim_that_is_on_its_way() -> None:
+    it = Worker()
+    it.claims.turn(1, 1)
+    it.claims.keep_soon()
+    it.claims.keep_if_due()
+    assert not it.kept
+    it.found(1)
+    it.claims.keep_if_due()
+    assert it.kept
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [("NOPERM No permissions. script: f_1, on @user_script:116.", True), ("MISCONF can't save", False)],
+)
+def test_what_a_claim_may_have_taken_that_was_broken_off_is_put_back(said: str, kept: bool) -> None:
+    it = Worker()
+    it.claims.turn(1, 1)
+    it.wire.reply(hiredis.ReplyError(said))
+    it.claims.keep_if_due()
+    assert bool(it.kept) is kept
+
+
 def test_where_nothing_may_have_been_handed_over_nothing_is_put_back() -> None:
     it = Worker()
     it.claims.void()

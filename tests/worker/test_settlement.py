@@ -522,21 +522,19 @@ def test_one_wait_is_for_all_queues(desk: Desk) -> None:
     assert [taken_apart(call)[0] for call, _ in desk.wire.due] == [[later.message.id]]
 
 
-def test_a_script_that_had_to_be_sent_in_full_is_behind_the_wait_and_sent_again(desk: Desk) -> None:
+def test_a_script_that_had_to_be_sent_in_full_is_waited_for_once_more(desk: Desk) -> None:
     desk.it.durability, desk.it.wait_s = parse("fsync"), 1.0
     for _ in range(MOST_RECORDS + 1):
         desk.answer(desk.order(), DONE, b"1")
-    for replied in (0, 1):
-        desk.flush()
-        late = [callback for _, callback in desk.wire.due[replied:]]
-        for _ in range(replied):
-            desk.wire.reply([NOW_MS, 1])
-        desk.wire.waits.pop()([1, 0])
-        for callback in late:
-            callback([NOW_MS, 1])
-        desk.wire.due.clear()
-        assert desk.it.unsettled() == MOST_RECORDS + 1
-    assert not desk.it.refuses
+    desk.flush()
+    desk.wire.reply([NOW_MS, 1])
+    desk.wire.waits.pop()([1, 0])
+    desk.flush()
+    assert len(desk.wire.due) == 1, "nothing is sent twice"
+    desk.wire.reply([NOW_MS, 1])
+    assert desk.it.unsettled() == MOST_RECORDS + 1
+    desk.wire.waits.pop()([1, 0])
+    assert desk.it.is_empty
 
 
 def test_a_batch_that_is_refused_among_many_has_all_of_them_sent_again(desk: Desk) -> None:

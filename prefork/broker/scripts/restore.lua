@@ -25,8 +25,6 @@ redis.call('ZREM', KEYS[11], ARGV[1])
 local kept = {}
 if ARGV[2] == 'keep' then
   for i = 7, #ARGV do kept[ARGV[i]] = true end
-else
-  redis.call('ZREM', KEYS[1], ARGV[1])
 end
 
 -- What takes the whole worker down, each time, is found by this alone: nobody lives to tell which task it was.
@@ -48,7 +46,7 @@ local function bury(id)
   redis.call('HSET', KEYS[8], id, cjson.encode(state))
   redis.call('ZADD', KEYS[9], time[1] * 1000 + math.floor(time[2] / 1000), id)
   redis.call('HDEL', KEYS[7], id)
-  redis.call('PUBLISH', ARGV[4] .. id, 'FAILED')
+  redis.pcall('PUBLISH', ARGV[4] .. id, 'FAILED')
 end
 
 local function is_cancelled(id, mark)
@@ -59,7 +57,7 @@ local function is_cancelled(id, mark)
   redis.call('HDEL', KEYS[8], id)
   redis.call('HINCRBY', KEYS[10], 'cancelled', 1)
   if ttl ~= '0' then redis.call('SET', ARGV[5] .. id, record, 'PX', ttl) end
-  redis.call('PUBLISH', ARGV[4] .. id, 'FAILED')
+  redis.pcall('PUBLISH', ARGV[4] .. id, 'FAILED')
   return true
 end
 
@@ -69,7 +67,7 @@ local function each_slice(ids, act)
 end
 
 local held = redis.call('ZRANGE', KEYS[2], 0, -1)
-local leaving, marks, front = {}, {}, {}
+local leaving, marks, front, ranked = {}, {}, {}, {}
 for i = #held, 1, -1 do
   if not kept[held[i]] then
     leaving[#leaving + 1] = held[i]
@@ -93,13 +91,17 @@ for i, id in ipairs(leaving) do
     if priority == 0 then
       front[#front + 1] = id
     else
-      redis.call('ZADD', KEYS[5], -priority, id)
+      ranked[#ranked + 1], ranked[#ranked + 2] = -priority, id
     end
     moved = moved + 1
   end
 end
-each_slice(leaving, function(...) redis.call('ZREM', KEYS[2], ...) end)
+-- If the server breaks this off, a message is rather in two places than in none.
 each_slice(front, function(...) redis.call('LPUSH', KEYS[4], ...) end)
+each_slice(ranked, function(...) redis.call('ZADD', KEYS[5], ...) end)
+each_slice(leaving, function(...) redis.call('ZREM', KEYS[2], ...) end)
+-- Last, so that it is still taken over from if the server breaks this off.
+if ARGV[2] ~= 'keep' then redis.call('ZREM', KEYS[1], ARGV[1]) end
 if charged and #leaving > 0 then redis.call('PEXPIRE', KEYS[7], 604800000) end
 if moved > buried then redis.call('ZADD', KEYS[6], 0, '0') end
 if buried > 0 then return {moved, buried} end
