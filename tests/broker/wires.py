@@ -156,8 +156,9 @@ class Proxy(Listener):
     def talk(self, connection: socket.socket) -> None:
         doomed = threading.Event()
         if self._tls:
-            raw, connection = connection, self._tls.wrap_socket(connection, server_side=True)
-            self.open[self.open.index(raw)] = connection  # which owns the descriptor now
+            connection = self._tls.wrap_socket(connection, server_side=True)  # which owns the descriptor now
+            with self._changing:
+                self.open.append(connection)
         with connection, socket.socket(socket.AF_UNIX) as server:
             server.connect(str(self._path))
             threading.Thread(target=self._back, args=(server, connection, doomed), daemon=True).start()
