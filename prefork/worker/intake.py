@@ -115,7 +115,9 @@ class Intake:
         )  # fmt: skip
 
     def _has_expired(self, message: Message, now_ms: int) -> bool:
-        header = message.header
+        header, state = message.header, message.state
+        if state and state.started_ms and not state.due_ms:
+            return False  # it has begun in time, and was put back; a retry waits again
         if header.expires_ms is not None:
             return now_ms > header.expires_ms
         expires_s = self._tasks[header.task].options.expires_s if header.expires_s is None else header.expires_s

@@ -87,7 +87,7 @@ class Outboxes:
         self._prefix, self._announced = prefix, set[str]()
         self._unsent_follow_ups: list[Callable[[], None]] = []
         self._elsewhere: dict[str | bytes, Callable[[], None]] = {}  # sends what a task has put into other queues
-        self._pausing = False
+        self._pausing = self._asks_again = False  # sends no outcomes until then; will ask for what was refused
         self.durability: Durability | None = None
         self.wait_s = 0.0  # for it, at most
         self._refusals: set[str] = set()  # what is refused, until it is taken or forgotten
@@ -179,6 +179,7 @@ class Outboxes:
             outbox.progress = outbox.sent_progress | outbox.progress
             outbox.backs_wait = bool(outbox.records)
             if not isinstance(reply, Lost):
+                self._pausing = True
                 self._refused(f"outcomes of queue {outbox.keys.queue}", reply)
         else:
             outbox.backs_wait = outbox.backs_wait and bool(outbox.records)
@@ -241,12 +242,12 @@ class Outboxes:
         """The broker answers but does not take it (no memory, read only …): keep it, ask again a little later."""
         self._refusals.add(what)
         self.outage.begins(what, f"the broker does not take {what}: {reply}")
-        if self._pausing:
+        if self._asks_again:
             return
-        self._pausing = True
+        self._asks_again = True
 
         def go_on() -> None:
-            self._pausing = False
+            self._asks_again = self._pausing = False
             self.resend()
 
         self._later(REFUSED_PAUSE_S, go_on)

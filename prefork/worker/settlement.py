@@ -176,12 +176,20 @@ class Settlement(Outboxes):
         self.outboxes[message.queue].records.append((message.id, drop))
         log.info("%s %s expired before it started", message.header.task, message.id)
 
-    def put_back(self, orders: list[Order]) -> None:
-        """To the front of their queues, not charged, in the order in which they were claimed. Empties the list."""
+    def put_back(self, orders: list[Order], *, begun: bool = False) -> None:
+        """To the front of their queues, not charged, in the order in which they were claimed. Empties the list.
+
+        `begun`: they have been, so that they do not expire any more.
+        """
         # Each goes to the front, so that the first to be claimed again has to go there last.
         for order in sorted(orders, key=lambda order: order.serial, reverse=True):
-            self._back(order.message, b"")
+            self._back(order.message, self._started(order.message) if begun and order.terms.expires else b"")
         orders.clear()
+
+    def _started(self, message: Message) -> bytes:
+        state = message.state or State()
+        state.started_ms = state.started_ms or self._now_ms()
+        return state.encode()
 
     def _back(self, message: Message, state: bytes) -> None:
         outbox = self.outboxes[message.queue]

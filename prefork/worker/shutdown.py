@@ -113,7 +113,7 @@ class Shutdown:
             self.killed += child.end.unanswered.values()
         # Those that ran were claimed before those that had not started, and are to be first in line again.
         self._settlement.put_back(self.unstarted)
-        self._settlement.put_back(self.killed)
+        self._settlement.put_back(self.killed, begun=True)
         self._loop.call_later(LAST_WORDS_S + self._settlement.wait_s, self._give_up)
 
     def turn(self) -> None:

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from prefork import Context, Prefork, Retry, SoftTimeout
 from prefork.broker.keys import Keys
 from prefork.config import load
-from prefork.message import Header, Message, new_id
+from prefork.message import Header, Message, State, new_id
 from prefork.worker import fast, frames, handoff
 from prefork.worker.child import Child
 from prefork.worker.clock import ServerClock
@@ -229,6 +229,15 @@ def test_a_claim_brings_the_same_orders_and_outcomes(claims: list[list[tuple[byt
         said = [[(id, record[0]) for id, record in desk.settlement.outboxes["default"].records] for desk in
                 (pure, compiled)]  # fmt: skip
         assert said[0] == said[1]
+
+
+def test_what_has_begun_in_time_does_not_expire_when_it_is_put_back() -> None:
+    late = b'1 %d 0 {"task":"expiring"}\n[[],{}]' % (Clock().now_ms() - 61_000)
+    states = [None, State(started_ms=1), State(started_ms=1, due_ms=2)]
+    with desks() as both:
+        for desk in both:
+            raws = [(b"m%d" % n, late, state and state.encode()) for n, state in enumerate(states)]
+            assert [order.message.id for order in desk.claimed(raws)] == ["m1"]
 
 
 def test_the_second_message_with_a_header_is_a_usual_one() -> None:

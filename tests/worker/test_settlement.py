@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import hiredis
@@ -355,6 +356,16 @@ def test_what_is_put_back_is_not_charged_and_keeps_its_order(desk: Desk) -> None
     desk.it.put_back([orders[2], orders[0], orders[4], orders[1], orders[3]])
     # Each goes to the front: the last one of the batch will be claimed first.
     assert desk.sent()[1] == [("back", order.message.id, b"") for order in reversed(orders)]
+
+
+@pytest.mark.parametrize("began_ms", [0, NOW_MS - 7000])
+def test_what_had_begun_in_time_and_is_put_back_does_not_expire(desk: Desk, began_ms: int) -> None:
+    order = desk.order(state=State(attempts=1, started_ms=began_ms) if began_ms else None)
+    order.terms = replace(order.terms, expires=True)
+    desk.it.put_back([order], begun=True)
+    verb, id, state = desk.record()
+    assert (verb, id) == ("back", order.message.id)
+    assert State.decode(state) == State(attempts=bool(began_ms), started_ms=began_ms or NOW_MS)
 
 
 def test_progress_is_kept_while_it_runs_and_gone_with_the_attempt(desk: Desk) -> None:
@@ -784,6 +795,19 @@ def test_follow_ups_go_first_once_more_to_who_may_be_another_broker(desk: Desk, 
         assert [queue for queue, _ in desk.wire.announced] == ["mail"]
         desk.wire.reply([NOW_MS, 1])
         assert [record[:2] for record in desk.sent()[1]] == [("done", order.message.id)]
+
+
+def test_outcomes_do_not_wait_for_follow_ups_that_are_refused(desk: Desk) -> None:
+    parent, other = desk.order(), desk.order("quiet")
+    desk.answer(parent, DONE_WITH_FOLLOW_UPS, follow_ups("mail"))
+    desk.wire.reply(hiredis.ReplyError("OOM"))
+    desk.answer(other, DONE)
+    assert desk.sent()[0] == [other.message.id]
+    desk.later.pop()[1]()
+    assert [call.verb for call, _ in desk.wire.due] == ["enqueue"]
+    desk.wire.reply([NOW_MS, 1])
+    assert desk.record()[:2] == ("done", parent.message.id)
+    assert not desk.it.refuses
 
 
 def test_follow_ups_whose_reply_was_lost_are_sent_again(desk: Desk) -> None:
