@@ -184,9 +184,12 @@ class Lease:
             self._claims.wake(queue)
         others = zip((name.decode("utf-8", "backslashreplace") for name in leases[::2]), leases[1::2], strict=True)
         alive, near = [], {}
+        process = self.worker.rpartition(":")[0]
         for worker, end_ms in others:
             if worker != self.worker:
-                if self.neighbours.has_ended(worker) or has_died(worker):
+                if worker.rpartition(":")[0] == process:  # what could not be given up before a reload
+                    self._take_over(queue, worker, "left")
+                elif self.neighbours.has_ended(worker) or has_died(worker):
                     self._take_over(queue, worker, "gone")
                 else:
                     alive.append((worker, end_ms))
@@ -208,7 +211,7 @@ class Lease:
             self._taking_over.discard(key)
             moved, buried = moved if isinstance(moved, list) else (moved, 0)
             if isinstance(moved, int) and moved >= 0:
-                why = "its process is gone" if mode == "gone" else "its lease has ended"
+                why = {"gone": "its process is gone", "left": "this process was it"}.get(mode, "its lease has ended")
                 log.warning("took over from worker %s (%s): %d messages back to queue %s", worker, why, moved - buried,
                             key[0])  # fmt: skip
                 if buried:

@@ -171,7 +171,8 @@ class Master:
         """Once a turn, after all that has come was taken in."""
         now_s = self.loop.turned_s
         running = not self.shutdown.begun
-        if running and now_s < self.lease.ends_s:  # one that stood still would start what another has now
+        holds = now_s < self.lease.ends_s
+        if running and holds:  # one that stood still would start what another has now
             self.work.hand_out(now_s)
         if self.channel.ready:
             self.settlement.flush(self.channel)
@@ -180,7 +181,7 @@ class Master:
                 self.claims.listen()
             else:
                 dispatcher = self.work.dispatcher
-                full = self.claims.in_flight or self.settlement.is_full
+                full = not holds or self.claims.in_flight or self.settlement.is_full
                 self.claims.turn(0 if full else dispatcher.wanted(self.work.times.mix_s, now_s), dispatcher.room())
                 if self._burst and self._nothing_left():
                     self._end_burst()

@@ -21,7 +21,7 @@ from prefork.broker.verbs import Call
 from prefork.worker import lease
 from prefork.worker.claims import Queue
 from prefork.worker.clock import ServerClock
-from prefork.worker.lease import Lease, has_died, identity
+from prefork.worker.lease import Lease, _start_of, has_died, identity
 from prefork.worker.neighbours import ENDED
 
 NOW_MS = 1764000000000
@@ -209,7 +209,8 @@ def test_a_lease_is_taken_on_each_queue_before_anything_is_claimed(it: Held) -> 
 
 def test_what_the_kernel_says_of_a_neighbours_end_holds_whatever_else_there_is_to_see(it: Held) -> None:
     it.begin()
-    name = identity(7)  # a process that can be seen, as one that is being reaped can
+    pid = os.getppid()  # a process that can be seen, as one that is being reaped can
+    name = f"{identity(7).rsplit(':', 3)[0]}:{pid}:{_start_of(pid)}:7"
     it.beat((name, NOW_MS + 60_000))
     it.beat()
     it.lease.neighbours.abandon()
@@ -217,6 +218,18 @@ def test_what_the_kernel_says_of_a_neighbours_end_holds_whatever_else_there_is_t
     it.lease._look_now()
     it.beat((name, NOW_MS + 60_000))
     assert [call.arguments[:2] for call, _ in it.wire.due if call.verb == "restore"] == [(name, "gone")]
+
+
+def test_what_this_process_was_before_a_reload_is_given_up_at_once(it: Held, caplog: pytest.LogCaptureFixture) -> None:
+    before = it.lease.worker
+    it.lease.new_identity()
+    it.begin()
+    it.beat((before, NOW_MS + 60_000))
+    it.beat()
+    ((call, _),) = it.wire.due
+    assert (call.verb, call.arguments[:2]) == ("restore", (before, "left"))
+    it.wire.reply(2)
+    assert "(this process was it): 2 messages back to queue mail" in caplog.text
 
 
 def test_it_is_renewed_at_a_third_of_its_length(it: Held) -> None:
