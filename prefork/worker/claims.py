@@ -203,7 +203,7 @@ class Claims:
                 self._fenced(str(reply))
             elif not isinstance(reply, Lost):  # what a lost claim took is put back after the reconnect
                 queue.owes_claim = True  # the marker that it may have popped is gone
-                if "script" in str(reply):  # it may have been broken off in the middle, with messages taken
+                if "user_script" in str(reply):  # it may have been broken off in the middle, with messages taken
                     self.keep_soon()
                 self._refused(f"claims of queue {queue.keys.queue}", reply)
             return

@@ -218,6 +218,7 @@ class Outboxes:
         outbox.records = [record for record in outbox.records if record[0] not in again]
         for id in again:
             outbox.progress.pop(id, None)
+            self._elsewhere.pop(id, None)
         outbox.backs_wait = outbox.backs_wait and bool(outbox.records)
         if not outbox:  # nothing is sent any more that could be taken
             self._taken(f"outcomes of queue {queue}")

@@ -736,7 +736,11 @@ def test_what_is_to_be_put_back_waits_for_a_claim_that_is_on_its_way() -> None:
 
 @pytest.mark.parametrize(
     ("said", "kept"),
-    [("NOPERM No permissions. script: f_1, on @user_script:116.", True), ("MISCONF can't save", False)],
+    [
+        ("NOPERM No permissions. script: f_1, on @user_script:116.", True),
+        ("MISCONF can't save", False),
+        ("BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.", False),
+    ],
 )
 def test_what_a_claim_may_have_taken_that_was_broken_off_is_put_back(said: str, kept: bool) -> None:
     it = Worker()
