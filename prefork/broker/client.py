@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import count
 from typing import Any, TypeVar
 
@@ -246,7 +246,8 @@ class Client:
             orjson.dumps(record | {"errors": [*record["errors"], facts.cancelled(said)]})
             for said in ("cancelled before it started", "cancelled; its worker died at that")
         )
-        answer: bytes = self.call(verbs.cancel(self.keys(queue), id, result_ttl_ms, waited, ran if stop else None))
+        call = partial(verbs.cancel, self.keys(queue), id, result_ttl_ms, waited, ran if stop else None)
+        answer: bytes = self.call(call(), again=partial(call, again=True))
         return answer.decode()
 
     def ask(self, queue: str, worker: str, request: str) -> bool:
@@ -281,6 +282,7 @@ class Client:
         asked.append(("SCRIPT", "LOAD", verbs.script("restore").text))
         # Changes nothing, and yet a replica refuses it.
         asked += (verbs.restore(k, NOBODY, "gone").command() for k in keys)
+        asked += (("MGET", k.stop_prefix) for k in keys)  # which it asks for only where something is held
         # The rights to channels are others than those to keys.
         asked += (("PUBLISH", k.done_prefix + NOBODY, "") for k in keys)
         # A server looks ten times a second whose wait is over; where there is something, nobody waits.

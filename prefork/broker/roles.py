@@ -15,13 +15,14 @@ _WORD = re.compile(r"'([A-Z]{3,})'")  # also where a command's name is chosen fi
 _ALWAYS = ("CLIENT|SETNAME", "EVAL", "EVALSHA", "INFO", "PING", "SCRIPT|LOAD", "SELECT", "TIME")
 _READING = frozenset((
     "EXISTS", "GET", "HEXISTS", "HGET", "HGETALL", "HLEN", "HMGET", "HSCAN", "HSTRLEN", "LINDEX", "LLEN", "LPOS",
-    "LRANGE", "PTTL", "SCAN", "SMEMBERS", "TIME", "TYPE", "ZCARD", "ZCOUNT", "ZMSCORE", "ZRANGE", "ZRANGEBYSCORE",
-    "ZREVRANGE", "ZSCAN", "ZSCORE",
+    "LRANGE", "MGET", "PTTL", "SCAN", "SMEMBERS", "TIME", "TYPE", "ZCARD", "ZCOUNT", "ZMSCORE", "ZRANGE",
+    "ZRANGEBYSCORE", "ZREVRANGE", "ZSCAN", "ZSCORE",
 ))  # fmt: skip
 _WRITING = frozenset((
     "BZPOPMIN", "DEL", "HDEL", "HINCRBY", "HSET", "HSETNX", "LPOP", "LPUSH", "LREM", "PEXPIRE", "PUBLISH", "RENAME",
     "RPUSH", "SADD", "SET", "SETNX", "SUBSCRIBE", "UNLINK", "UNSUBSCRIBE", "WAIT", "ZADD", "ZPOPMIN", "ZREM",
 ))  # fmt: skip
+_NO_COMMANDS = {"COUNT", "FAILED", "LIMIT", "MATCH", "SUCCESSFUL", "WITHSCORES"}
 # Where it waits, and how it ends a wait of its own that is for too little.
 _WAITING = {"BZPOPMIN", "SET", "CLIENT|ID", "CLIENT|UNBLOCK"}
 _PRODUCING = ("enqueue", "cancel", "inspect")
@@ -70,6 +71,8 @@ def roles() -> dict[str, Role]:
 
 
 def _said_in(scripts: Iterable[str]) -> set[str]:
-    """The commands of these scripts; they hold other words in capitals too."""
+    """The commands of these scripts. Raises ValueError for a word in capitals that is not known."""
     words = {word for name in scripts for word in _WORD.findall(verbs.script(name).text.decode())}
-    return words & (_READING | _WRITING)
+    if odd := words - _READING - _WRITING - _NO_COMMANDS:
+        raise ValueError(f"which of these are commands, and do they only read? {', '.join(sorted(odd))}")
+    return words - _NO_COMMANDS

@@ -86,7 +86,7 @@ def settle(
     keys = (
         k.leases, k.active(worker), k.messages, k.state, k.pending, k.ranked, k.scheduled, k.dead, k.stats, k.wake,
     )  # fmt: skip
-    head = (worker, k.result_prefix, k.done_prefix, dead_max, dead_ttl_ms, len(plain))
+    head = (worker, k.result_prefix, k.done_prefix, k.stop_prefix, dead_max, dead_ttl_ms, len(plain))
     return Call("settle", keys, (*head, *plain, *records))
 
 
@@ -107,7 +107,9 @@ def beat(k: Keys, worker: str, lease_ms: int, *, first: bool) -> Call:
     return Call("beat", (k.leases, k.pending, k.ranked, k.scheduled, k.paused), (worker, lease_ms, "01"[first]))
 
 
-def cancel(k: Keys, id: str, result_ttl_ms: int, record: bytes, stopped: bytes | None = None) -> Call:
+def cancel(
+    k: Keys, id: str, result_ttl_ms: int, record: bytes, stopped: bytes | None = None, *, again: bool = False
+) -> Call:  # fmt: skip
     """Cancel what has not been claimed, with that record. -> cancelled, asked, running, finished
 
     `stopped`: ask the worker that runs it to stop it; what its record is to be if that worker dies.
@@ -115,7 +117,7 @@ def cancel(k: Keys, id: str, result_ttl_ms: int, record: bytes, stopped: bytes |
     keys = (k.messages, k.state, k.leases, k.scheduled, k.ranked, k.dead, k.stats, k.pending)
     head = (id, k.active_prefix, k.result_prefix + id, k.done_prefix + id, result_ttl_ms, record)
     asked = ("", "", "") if stopped is None else (k.requests_prefix, k.stop_prefix + id, stopped)
-    return Call("cancel", keys, (*head, *asked))
+    return Call("cancel", keys, (*head, *asked, "again" if again else ""))
 
 
 def ask(k: Keys, worker: str, request: str) -> Call:

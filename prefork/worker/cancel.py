@@ -25,7 +25,7 @@ class Cancels:
         self._loop, self._pool, self._dispatcher, self._settlement = loop, pool, dispatcher, settlement
 
     def cancel(self, id: str) -> None:
-        """An operator wants this task to stop. One that is not here has been settled, or will be asked for again."""
+        """An operator wants this task to stop. What is decided already ends when it is settled (settle.lua)."""
         waiting = [order for order in self._dispatcher.ready if order.message.id == id]
         for order in waiting:
             self._dispatcher.ready.remove(order)

@@ -168,9 +168,7 @@ class Model:
         moved = buried = 0
         for id in reversed([id for id in self.active.get(worker, ()) if id not in kept]):
             self._release(worker, id)
-            if id in self.stops:
-                ttl_ms, record = self.stops.pop(id).split(b" ", 1)
-                self._drop(id, int(ttl_ms), record, "cancelled", now)
+            if self._is_stopped(id, now):
                 continue
             moved += 1
             if mode in ("gone", "expired") and self._is_poison(id, now):
@@ -296,6 +294,8 @@ class Model:
     def _retry(self, id: str, delay_ms: int, state: bytes, failed: int, now: int) -> None:
         self._count("processed", failed)
         self._count("failed", failed)
+        if self._is_stopped(id, now):
+            return
         self.states[id] = state
         if delay_ms > 0:
             self._schedule(id, now + delay_ms)
@@ -303,6 +303,8 @@ class Model:
             self._push(id)
 
     def _back(self, id: str, state: bytes, now: int) -> None:
+        if self._is_stopped(id, now):
+            return
         if state:
             self.states[id] = state
         self._push(id, front=True)
@@ -321,6 +323,14 @@ class Model:
         self._count(counter)
         self._forget(id)
         self._keep_result(id, ttl_ms, record, now)
+
+    def _is_stopped(self, id: str, now: int) -> bool:
+        """Whether it was to be cancelled: then it is over."""
+        if id not in self.stops:
+            return False
+        ttl_ms, record = self.stops.pop(id).split(b" ", 1)
+        self._drop(id, int(ttl_ms), record, "cancelled", now)
+        return True
 
     def _is_poison(self, id: str, now: int) -> bool:
         self.takeovers[id] = self.takeovers.get(id, 0) + 1

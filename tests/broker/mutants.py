@@ -67,6 +67,9 @@ MUTANTS: dict[str, list[tuple[str, str]]] = {
         ("if delay > 0 then", "if false then"),
         ("record, 'PX', ttl)", "record)"),
         ("      redis.call('HINCRBY', KEYS[9], ARGV[i + 4], 1)\n", ""),
+        ("not is_cancelled(id) and priority_of(id)", "priority_of(id)"),
+        ("  redis.call('DEL', ARGV[4] .. id)\n", ""),
+        ("  redis.call('HINCRBY', KEYS[9], 'cancelled', 1)\n  over", "  over"),
     ],
     "restore": [
         ("tonumber(ends) > time", "tonumber(ends) < time"),

@@ -24,7 +24,7 @@ from tests.broker.wires import Listener, Proxy, Redislike, Says, free_port
 from tests.conftest import PATIENCE_S, SLACK_S, Server, until
 
 LIMIT_S = 0.6
-ENQUEUE = verbs.script("enqueue").sha.encode()
+ENQUEUE, CANCEL = (verbs.script(name).sha.encode() for name in ("enqueue", "cancel"))
 
 
 def entry(id: str = "a") -> verbs.Entry:
@@ -430,6 +430,17 @@ def test_a_reply_that_is_lost_and_a_task_that_is_done_before_it_is_asked_for_aga
         client.enqueue("q", [entry()])
         assert done == ["a"]
         assert bench.claim("w", 1).ids == [], "it would run a second time"
+
+
+def test_a_cancel_whose_reply_is_lost_has_cancelled(server: Server) -> None:
+    with Proxy(server.path) as proxy:
+        client = Client(proxy.url, "t", 5.0)
+        client.enqueue("q", [entry("a")])
+        proxy.lose(CANCEL)
+        assert client.cancel("q", "a", DAY_MS, {"errors": []}) == "cancelled"
+        assert proxy.lost == 1
+        assert client.cancel("q", "a", DAY_MS, {"errors": []}) == "finished"
+        client.close()
 
 
 def test_replies_that_are_lost_until_the_limit(server: Server) -> None:

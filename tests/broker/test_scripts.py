@@ -529,6 +529,21 @@ def test_back_without_a_state_keeps_the_one_that_is_there(held: Bench) -> None:
     assert held.state("a") == b'{"retried":3}'
 
 
+@pytest.mark.parametrize("id", ["a", "c"])
+@pytest.mark.parametrize("record", [("retry", 0, b"{}", 1), ("retry", 5_000, b"{}", 1), ("back", b""), ("back", b"{}")])
+def test_what_was_to_be_cancelled_runs_no_more(held: Bench, id: str, record: tuple[Any, ...]) -> None:
+    """Its worker had decided what becomes of it when it was told."""
+    held.run(verbs.cancel(held.keys, id, 60_000, b"waited", b"ran"))
+    with listening(held) as heard:
+        assert held.settle("w", (record[0], id, *record[1:]))[1] == 1
+    assert heard == [(id, b"FAILED")]
+    assert id not in {*held.places(), *held.messages}
+    assert (held.state(id), held.result(id)) == (None, b"ran")
+    assert held.stats["cancelled"] == 1
+    assert not held.client.exists(held.keys.stop_prefix + id)
+    assert not held.awake
+
+
 def test_dead_is_kept_with_message_state_and_result(held: Bench) -> None:
     with listening(held) as heard:
         now, _ = held.settle("w", ("dead", "a", b'{"errors":[]}', 60_000, b"record"), ("dead", "b", b"{}", 0, b""))
@@ -914,6 +929,15 @@ def test_cancel(bench: Bench, id: str, said: str) -> None:
     assert id not in {*bench.messages, *bench.ranked, *bench.scheduled}
     assert bench.cancel(id, 60_000) == "finished"
     assert id not in bench.claim("v", 10).ids
+
+
+def test_a_repeat_of_a_cancel_says_so_of_what_it_has_cancelled_itself(bench: Bench) -> None:
+    bench.put("a")
+    bench.cancel("a", 60_000)
+    for record, again, said in ((b"other", True, b"finished"), (b'{"status":"FAILED"}', False, b"finished"),
+                                (b'{"status":"FAILED"}', True, b"cancelled")):  # fmt: skip
+        assert bench.run(verbs.cancel(bench.keys, "a", 60_000, record, again=again)) == said
+    assert bench.stats["cancelled"] == 1
 
 
 def test_cancel_keeps_no_result_if_none_is_wanted(bench: Bench) -> None:

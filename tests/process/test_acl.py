@@ -14,6 +14,7 @@ import pytest
 import redis
 
 from prefork import BrokerError, Prefork
+from prefork.broker.client import Client
 from prefork.broker.roles import roles
 from tests.cli.command import as_json, prefork
 from tests.conftest import Project, Server, Worker, until
@@ -96,11 +97,12 @@ def test_each_role_can_do_its_work_and_no_password_is_shown(project: Project) ->
     for it in (failed, crashed):
         with pytest.raises(Exception, match=r"ValueError|WorkerDied|exited|Crash"):
             it.wait(timeout=60)
-    first.process.kill()  # and its lease is taken over
+    naps = [tasks.hold.enqueue(n) for n in range(4)]  # one for each child
+    until(lambda: len(project.lines("started")) == 4)
+    first.process.kill()  # and its lease is taken over, with what it holds
     first.process.wait(10)
     until(lambda: len(server.client.zrange(f"{PREFIX}:{{default}}:leases", 0, -1)) == 1)
-    nap = tasks.hold.enqueue(1)
-    until(lambda: project.lines("started"))
+    until(lambda: server.client.llen(f"{PREFIX}:{{default}}:pending") == 2)
 
     for role in ("dashboard", "admin"):
         flags = ["--broker", url(server, role), "--prefix", PREFIX]
@@ -112,7 +114,7 @@ def test_each_role_can_do_its_work_and_no_password_is_shown(project: Project) ->
         assert as_json("show", failed.id, *flags)["task"].endswith("fails")
         assert [it for it in as_json("doctor", *flags) if it["level"] == "error"] == []
     assert denied(server) == []
-    prefork("cancel", nap.id, *flags)
+    prefork("cancel", *(nap.id for nap in naps), *flags)
     prefork("retry", failed.id, *flags)
     prefork("retry", "--dead", "default", "--yes", *flags)
     prefork("delete", late[1].id, "--yes", *flags)
@@ -142,6 +144,15 @@ def test_no_role_can_do_anything_else(guarded: Server, role: str) -> None:
             for words in (("HDEL", f"{PREFIX}:x", "y"), ("LPUSH", f"{PREFIX}:x", "y"), ("DEL", f"{PREFIX}:x")):
                 with pytest.raises(redis.exceptions.NoPermissionError):
                     client.execute_command(*words)
+
+
+def test_a_worker_that_could_not_take_over_does_not_begin(guarded: Server) -> None:
+    client = Client(url(guarded, "worker"), PREFIX)
+    client.rehearse(["default"])
+    guarded.client.execute_command("ACL", "SETUSER", "prefork-worker", "-mget")
+    with pytest.raises(BrokerError, match="does not permit this user"):
+        client.rehearse(["default"])
+    client.close()
 
 
 def test_a_dashboard_that_changes_something_is_told_so(guarded: Server) -> None:

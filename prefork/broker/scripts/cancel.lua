@@ -1,11 +1,13 @@
 -- Cancel a message that has not been claimed, or ask the worker that holds it to stop it.
--- KEYS  1 messages  2 state  3 leases  4 scheduled  5 ranked  6 dead  7 stats
+-- KEYS  1 messages  2 state  3 leases  4 scheduled  5 ranked  6 dead  7 stats  8 pending
 -- ARGV  1 id  2 prefix of active keys  3 result key  4 channel  5 result_ttl in ms  6 result record
 --       7 prefix of the keys of requests, or "" to ask nobody  8 key of its mark  9 result record of one that ran
+--       10 "again" if this may be a repeat: the very same record says that it is what it had cancelled
 -- Returns  "cancelled" | "running": a worker holds it | "asked": the same, and it is told to stop it
 --          | "finished": it is not there, or a dead letter
 local id = ARGV[1]
 local message = redis.call('HGET', KEYS[1], id)
+if ARGV[10] == 'again' and redis.call('GET', ARGV[3]) == ARGV[6] then return 'cancelled' end
 if not message or message == '0 cancelled' or redis.call('ZSCORE', KEYS[6], id) then return 'finished' end
 for _, worker in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
   if redis.call('ZSCORE', ARGV[2] .. worker, id) then

@@ -1,11 +1,11 @@
 -- Settle what a worker holds: a batch of outcomes, each once, with the follow-ups of those that succeeded.
 -- KEYS  1 leases  2 active of the worker  3 messages  4 state  5 pending  6 ranked  7 scheduled  8 dead  9 stats
 --       10 wake
--- ARGV  1 worker  2 prefix of result keys  3 prefix of channels  4 dead_max  5 dead_ttl in ms
---       6 n, then n ids that are done and keep no result; then records, each a verb and its fields:
+-- ARGV  1 worker  2 prefix of result keys  3 prefix of channels  4 prefix of the marks of `cancel`  5 dead_max
+--       6 dead_ttl in ms  7 n, then n ids that are done and keep no result; then records, each a verb and its fields:
 --         done   id  result_ttl in ms  result record
---         retry  id  delay in ms  state  "1" if the attempt failed
---         back   id  state or ""                        to the front of its queue
+--         retry  id  delay in ms  state  "1" if the attempt failed; what was to be cancelled is over, in place of this
+--         back   id  state or ""                        to the front of its queue; likewise
 --         dead   id  state  result_ttl in ms  result record
 --         drop   id  result_ttl in ms  result record  counter     finished without a run
 --         state  id  state                              progress of one that runs on
@@ -29,9 +29,9 @@ local function forget(ids)
   if redis.call('EXISTS', KEYS[4]) == 1 then redis.call('HDEL', KEYS[4], unpack(ids)) end
 end
 
-local n = tonumber(ARGV[6])
+local n = tonumber(ARGV[7])
 if n > 0 then
-  local ids = {unpack(ARGV, 7, 6 + n)}
+  local ids = {unpack(ARGV, 8, 7 + n)}
   local held = {}
   for i, claimed in ipairs(redis.call('ZMSCORE', KEYS[2], unpack(ids))) do
     if claimed then held[#held + 1] = ids[i] end
@@ -77,11 +77,22 @@ local function finish(id, ttl, record, status)
   redis.pcall('PUBLISH', ARGV[3] .. id, status) -- who waits looks again by itself; a user may lack the channels
 end
 
+-- Its worker had decided what becomes of it when it was told to stop it.
+local function is_cancelled(id)
+  local ttl, record = string.match(redis.call('MGET', ARGV[4] .. id)[1] or '', '^(%d+) (.*)$')
+  if not ttl then return false end
+  redis.call('DEL', ARGV[4] .. id)
+  redis.call('HINCRBY', KEYS[9], 'cancelled', 1)
+  over[#over + 1] = id
+  finish(id, ttl, record, 'FAILED')
+  return true
+end
+
 local function bury(id, state)
   redis.call('HSET', KEYS[4], id, state)
   redis.call('ZADD', KEYS[8], now, id)
-  local surplus = redis.call('ZCARD', KEYS[8]) - tonumber(ARGV[4])
-  local gone = redis.call('ZRANGEBYSCORE', KEYS[8], '-inf', now - tonumber(ARGV[5]), 'LIMIT', 0, 100)
+  local surplus = redis.call('ZCARD', KEYS[8]) - tonumber(ARGV[5])
+  local gone = redis.call('ZRANGEBYSCORE', KEYS[8], '-inf', now - tonumber(ARGV[6]), 'LIMIT', 0, 100)
   if #gone < surplus then gone = redis.call('ZRANGE', KEYS[8], 0, math.min(surplus, 100) - 1) end
   if #gone > 0 then
     redis.call('ZREM', KEYS[8], unpack(gone))
@@ -90,7 +101,7 @@ local function bury(id, state)
   end
 end
 
-local i = 7 + n
+local i = 8 + n
 while ARGV[i] do
   local verb, id = ARGV[i], ARGV[i + 1]
   if verb == 'done' then
@@ -103,7 +114,7 @@ while ARGV[i] do
   elseif verb == 'retry' then
     if release(id) then
       if ARGV[i + 4] == '1' then processed, failed = processed + 1, failed + 1 end
-      local priority = priority_of(id)
+      local priority = not is_cancelled(id) and priority_of(id)
       if priority then
         redis.call('HSET', KEYS[4], id, ARGV[i + 3])
         local delay = tonumber(ARGV[i + 2])
@@ -113,7 +124,7 @@ while ARGV[i] do
     i = i + 5
   elseif verb == 'back' then
     if release(id) then
-      local priority = priority_of(id)
+      local priority = not is_cancelled(id) and priority_of(id)
       if priority then
         if ARGV[i + 2] ~= '' then redis.call('HSET', KEYS[4], id, ARGV[i + 2]) end
         push(id, priority, true)
