@@ -48,6 +48,7 @@ class Queue:
     owes_claim: bool = False
     waits: bool = False  # this worker, for what `enqueue` may hand it
     woken: bool = False  # while a claim was in flight: what that one found is old
+    refused: bool = False  # a claim was, a moment ago: the others have their turn meanwhile
     due: Timer | None = None
     due_ms: int = -1
 
@@ -57,7 +58,7 @@ def shares(queues: list[Queue], n: int, *, strict: bool) -> list[tuple[Queue, in
 
     Source of the latter: nginx, commit 52327e0627f4 ("Upstream: smooth weighted round-robin balancing").
     """
-    filled = [queue for queue in queues if not queue.drained]
+    filled = [queue for queue in queues if not (queue.drained or queue.refused)]
     if strict or len(filled) < 2:
         return [(filled[0], n)] if filled else []
     total = sum(queue.weight for queue in filled)
@@ -143,20 +144,20 @@ class Claims:
 
         `room`: how many children have nothing to do.
         """
-        if not self.open or not self.channel.ready or self._pause:
+        if not self.open or not self.channel.ready or self._pauses():
             return
         if n and not self.in_flight and not self.paused:
             for queue, some in shares(self.queues, min(n, LARGEST_CLAIM), strict=self._strict):
                 self._ask(queue, some, room)
         for queue in self.queues:
             # What is handed over now would find no child: a message of another queue has taken the last one.
-            if (queue.owes_claim or (queue.waits and room <= 0)) and not queue.in_flight:
+            if (queue.owes_claim or (queue.waits and room <= 0)) and not (queue.in_flight or queue.refused):
                 self._ask(queue, 0, 0)
         self._block()
 
     def listen(self) -> None:
         """While nothing is claimed: hear what is asked of this worker."""
-        if not self._pause:
+        if not self._pauses():
             self._block(wakes=False)
 
     def wake(self, queue: Queue) -> None:
@@ -205,6 +206,8 @@ class Claims:
                 queue.owes_claim = True  # the marker that it may have popped is gone
                 if "user_script" in str(reply):  # it may have been broken off in the middle, with messages taken
                     self.keep_soon()
+                queue.refused = True
+                self._loop.call_later(REFUSED_PAUSE_S, lambda: self._permit(queue))
                 self._refused(f"claims of queue {queue.keys.queue}", reply)
             return
         self.outage.ends(f"claims of queue {queue.keys.queue}")
@@ -219,7 +222,12 @@ class Claims:
 
     def _refused(self, part: str, reply: Exception) -> None:
         self.outage.begins(part, f"the broker refuses to hand out messages: {reply}")
-        self._pause = self._pause or self._loop.call_later(REFUSED_PAUSE_S, self._go_on)
+
+    def _permit(self, queue: Queue) -> None:
+        queue.refused = False
+
+    def _pauses(self) -> bool:
+        return self._pause is not None or all(queue.refused for queue in self.queues)
 
     def _go_on(self) -> None:
         self._pause = None
@@ -306,6 +314,7 @@ class Claims:
             if not str(reply).startswith("UNBLOCKED"):  # as a server says that turns into a replica
                 self._deaf = True
                 self._refused("wake-ups", reply)
+                self._pause = self._pause or self._loop.call_later(REFUSED_PAUSE_S, self._go_on)
                 return
         elif not (reply is None or isinstance(reply, Lost)):  # damaged on its way, or an answer to something else
             self._blocker.restart()

@@ -521,6 +521,22 @@ def test_a_claim_that_is_refused_is_asked_again_after_a_pause(caplog: pytest.Log
     assert it.asks() == [("q0", 3)]
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_queue_whose_claims_are_refused_does_not_hold_up_the_others(strict: bool) -> None:
+    it = Worker(1, 1, strict=strict)
+    it.claims.turn(1, 1)
+    assert it.asks() == [("q0", 1), ("q1", 0)]
+    it.wire.reply(hiredis.ReplyError("WRONGTYPE"))
+    it.found(left=4)
+    for _ in range(3):
+        it.claims.turn(1, 1)
+        assert it.asks() == [("q1", 1)]
+        it.found(1)
+    it.loop.fire()
+    it.claims.turn(1, 1)
+    assert "q0" in dict(it.asks())
+
+
 def test_the_claim_that_a_popped_marker_owes_is_still_owed_after_a_refusal() -> None:
     it = Worker()
     it.asleep()
