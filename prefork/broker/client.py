@@ -1,33 +1,24 @@
-"""The verbs for producers and operators: blocking, safe from many threads and after fork, bounded in time."""
+"""The verbs for producers and operators, each a call that is bounded in time (`caller`)."""
 
 from __future__ import annotations
 
 import os
-import random
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import lru_cache, partial
-from itertools import count
-from typing import Any, TypeVar
+from typing import Any
 
 import hiredis
 import orjson
 
-from prefork.broker import address, durability, facts, passing, trouble, verbs
+from prefork.broker import durability, facts, trouble, verbs
+from prefork.broker.caller import Caller, info_of
 from prefork.broker.keys import Keys, queues_key, worker_key
-from prefork.broker.wire import TROUBLE, Connection, Unreached, Wire
-from prefork.errors import BrokerError, EnqueueUncertain
+from prefork.broker.wire import NEVER, NOT_SENT, TROUBLE, Connection, Wire
+from prefork.message import LARGE_BYTES
 
-TRY = 0.45  # of the limit: two tries fit into it when nothing answers at all
-# When the caller's own time is over, where it began before this thread did.
-GIVE_UP_S: ContextVar[float] = ContextVar("GIVE_UP_S", default=float("inf"))
-T = TypeVar("T")
 NOBODY = "rehearsal"
-
-
 _keys = lru_cache(maxsize=256)(Keys)
 
 
@@ -35,205 +26,66 @@ class Disturbed(Exception):
     """The connection of `listen` broke, and nothing more will be heard on it."""
 
 
-class Client:
-    """A broker as producers see it. Connects at the first call; nothing of it is shared with a forked process.
-
-    `limit_s`: what a call may take in all, with its repeats, before it is a BrokerError.
-    """
+class Client(Caller):
+    """A broker as producers and operators see it."""
 
     def __init__(
         self, url: str, prefix: str, limit_s: float = 5.0, durability: durability.Durability | None = None
     ) -> None:
-        self.url, self.prefix, self.limit_s, self.durability = url, prefix, limit_s, durability
-        self._wire: Wire | None = None
-        self._checked = False
-        self._address: address.Address | None = None
-        self._announced: set[str] = set()
-        self._failure: BrokerError | None = None  # of the latest call, if it failed
-        self._lock, self._pid = threading.Lock(), os.getpid()
-
-    @property
-    def shown(self) -> str:
-        """The address without its password."""
-        return self._address.shown if self._address else address.shown(self.url)
-
-    def close(self) -> None:
-        """Close all connections; the next call opens new ones."""
-        self._notice_fork()
-        with self._lock:
-            if self._wire:
-                self._wire.close_idle()
-            self._wire, self._checked = None, False
-            self._announced.clear()
-
-    def wire(self) -> Wire:
-        """The connections beneath. Raises BrokerError for a broker that can't be used, or is too old."""
-        # The pid first: in a forked process another thread may be about to notice.
-        if self._pid != os.getpid() or (wire := self._wire) is None or not self._checked:
-            wire = self._open()
-        return wire
-
-    def _open(self) -> Wire:
-        self._notice_fork()
-        with self._lock:
-            if self._wire is None:
-                self._address, self._checked = address.resolve(self.url), False
-                self._wire = Wire(self._address, "prefork-producer", self.limit_s * TRY)
-            wire = self._wire
-        if not self._checked:  # not under the lock, so that each thread waits for its own limit only
-            self._check_version(wire)
-            self._check_durability(wire, self.durability)
-            self._checked = True
-        return wire
-
-    def _notice_fork(self) -> None:
-        if self._pid != os.getpid():  # the lock may have been held by a thread that is not here
-            inherited, self._wire = self._wire, None
-            self._lock, self._pid = threading.Lock(), os.getpid()
-            if inherited:
-                inherited.close_idle()
-
-    def _check_version(self, wire: Wire) -> None:
-        def info() -> dict[str, Any]:
-            try:
-                return _info(wire, "server")
-            except hiredis.ReplyError as error:
-                if not str(error).startswith("NOPERM"):
-                    raise
-                return {"redis_version": "99.0"}  # a user who may not ask; the scripts will tell
-
-        said = self._bounded(info, uncertain=False)
-        name, version = verbs.version_of(said)
-        if version < verbs.OLDEST_SERVER:
-            oldest = ".".join(map(str, verbs.OLDEST_SERVER))
-            raise BrokerError(f"the broker {self.shown} is {name}; prefork needs Redis {oldest} or newer, or Valkey")
-
-    def _check_durability(self, wire: Wire, wanted: durability.Durability | None) -> None:
-        if wanted and (why := wanted.refused_by(self._bounded(lambda: _info(wire), uncertain=False))):
-            raise BrokerError(f"the broker {self.shown} {why}")
-
-    def _bounded(self, ask: Callable[[], Any], *, uncertain: bool) -> Any:
-        """Ask until it is answered or the limit is over. What is asked must be safe to repeat."""
-        give_up = min(time.monotonic() + self.limit_s, GIVE_UP_S.get())
-        if self._failure and time.monotonic() >= give_up:
-            raise self._failure
-        pause_s, sent = 0.02, False  # sent: a try was, whose reply is lost
-        while True:
-            begun = time.monotonic()
-            try:
-                answer = ask()
-                self._failure = None
-                return answer
-            except Unreached as error:
-                last, reached = error.why, False
-            except TROUBLE as error:
-                last, reached = error, not isinstance(error, hiredis.ReplyError)
-            left_s = give_up - time.monotonic()
-            if passing.refused_for_now(last):
-                self._connect_anew()  # after a failover the address may lead to another server
-            transient = passing.may_pass(last, known=self._checked)
-            sent = sent or (uncertain and transient and reached)
-            if not transient or left_s < pause_s + min(time.monotonic() - begun, self.limit_s * TRY):
-                password = self._address.password if self._address else None
-                self._failure = said = trouble.explain(last, self.shown, password)
-                raise (EnqueueUncertain(f"{said} (the task may have been accepted)") if sent else said) from None
-            time.sleep(pause_s * random.uniform(0.5, 1))
-            pause_s = min(pause_s * 2, 0.5)
-
-    @contextmanager
-    def _one_limit(self) -> Iterator[None]:
-        """Several steps that share one limit."""
-        token = GIVE_UP_S.set(min(GIVE_UP_S.get(), time.monotonic() + self.limit_s))
-        try:
-            yield
-        finally:
-            GIVE_UP_S.reset(token)
-
-    def _connect_anew(self) -> None:
-        if self._wire:
-            self._wire.close_idle()
-
-    async def in_thread(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Call in a thread, so that the event loop goes on; the limit counts from now, not from the thread's turn."""
-        import asyncio  # whoever awaits this has it
-
-        token = GIVE_UP_S.set(time.monotonic() + self.limit_s)
-        try:
-            return await asyncio.to_thread(function, *args, **kwargs)
-        finally:
-            GIVE_UP_S.reset(token)
-
-    def call(
-        self,
-        call: verbs.Call,
-        *,
-        again: Callable[[], verbs.Call] | None = None,
-        uncertain: bool = False,
-        stats: str = "",
-    ) -> Any:
-        """Send one verb. Raises BrokerError within the limit; EnqueueUncertain if `uncertain` and the reply is lost.
-
-        `stats`: the queue's counters, for what has to be as durable as the app asks for.
-        """
-        wire, tries = self.wire(), count()
-
-        def ask() -> Any:
-            now = again() if next(tries) and again else call
-            try:
-                answer = self._sent(wire, now.command(), stats)
-            except hiredis.ReplyError as error:
-                if not str(error).startswith("NOSCRIPT"):
-                    raise
-                answer = self._sent(wire, now.command(in_full=True), stats)
-            if uncertain and not verbs.is_answer(call.verb, answer):
-                self._connect_anew()
-                raise ConnectionError(f"Protocol error: no answer to {call.verb}")
-            return answer
-
-        return self._bounded(ask, uncertain=uncertain)
-
-    def _sent(self, wire: Wire, words: tuple[verbs.Argument, ...], stats: str) -> Any:
-        if not (stats and self.durability):
-            return wire.one(*words)
-        # WAIT is about what the same connection has written, and a repeat on a new one finds nothing to write.
-        touch, wait = ("HINCRBY", stats, "processed", 0), self.durability.words(round(self.limit_s * TRY * 800))
-        reply, written, waited = wire.ask(words, touch, wait)
-        if isinstance(reply, Exception):
-            raise reply
-        if passing.broken_off(waited) or not (isinstance(waited, Exception) or self.durability.is_answer(waited)):
-            self._connect_anew()  # a failover, which may come in the middle of the wait
-            raise ConnectionError(f"the wait was broken off: {waited}")
-        if refused := next((it for it in (written, waited) if isinstance(it, Exception)), None):
-            raise EnqueueUncertain(f"the broker {self.shown} has accepted the task, and then refused more ({refused})")
-        if missing := self.durability.missing(waited):
-            raise EnqueueUncertain(f"the broker {self.shown} has accepted the task, but it {missing}")
-        return reply
-
-    def read(self, *words: verbs.Argument) -> Any:
-        """One plain command, which is safe to repeat. Raises BrokerError within the limit."""
-        wire = self.wire()
-        return self._bounded(lambda: wire.one(*words), uncertain=False)
+        super().__init__(url, prefix, limit_s, durability)
+        self._heads: dict[str, bytes] = {}  # of the queues that are known to be in the set of all; see `_head`
 
     def keys(self, queue: str) -> Keys:
         """The names of the keys of a queue."""
         return _keys(self.prefix, queue)
 
+    def close(self) -> None:
+        """Close all connections; the next call opens new ones."""
+        super().close()
+        self._heads.clear()
+
     def enqueue(self, queue: str, entries: list[verbs.Entry]) -> int:
-        """Accept messages, all for one queue; how often it is repeated, each is accepted once. -> server ms"""
-        if queue not in self._announced:
-            begun = time.monotonic()
-            with self._one_limit():
-                self.read("SADD", queues_key(self.prefix), queue)
-                self._announced.add(queue)
-                if time.monotonic() - begun >= self.limit_s:
-                    raise trouble.explain(TimeoutError(), self.shown)  # and nothing was sent
-                return self.enqueue(queue, entries)
+        """Accept messages, all for one queue; how often it is repeated, each is accepted once. -> server ms
+
+        A single one takes few steps, since who enqueues now and then meets cold caches. What is not as usual goes on by
+        `_accept`, and so does what may not have got through.
+        """
+        begun_s, sent = time.monotonic(), False
+        head, wire = self._heads.get(queue), self._wire
+        if head is None:
+            return self._first(queue, entries)
+        usual = len(entries) == 1 and len(entries[0].payload) < LARGE_BYTES and not (self.durability or self._failure)
+        if usual and wire is not None and self._checked and self._pid == os.getpid():
+            packed: bytes = hiredis.pack_command(entries[0][1:])  # type: ignore[arg-type]  # of any length
+            try:
+                reply = wire.exchange(head + packed[len(b"*4\r\n") :])
+            except TROUBLE:
+                reply, sent = NOT_SENT, True
+            if verbs.is_answer("enqueue", reply):
+                return int(reply[0])
+            if reply is not NOT_SENT and not isinstance(reply, hiredis.ReplyError):
+                sent = True
+                self._connect_anew()  # that was damaged on its way
+        return self._accept(queue, entries, begun_s, sent=sent)
+
+    def _first(self, queue: str, entries: list[verbs.Entry]) -> int:
+        begun_s = time.monotonic()
+        with self._one_limit():
+            self.read("SADD", queues_key(self.prefix), queue)
+            self._heads[queue] = _head(self.keys(queue))
+            if time.monotonic() - begun_s >= self.limit_s:
+                raise trouble.explain(TimeoutError(), self.shown)  # and nothing was sent
+            return self._accept(queue, entries, begun_s)
+
+    def _accept(self, queue: str, entries: list[verbs.Entry], since_s: float, *, sent: bool = False) -> int:
         k = _keys(self.prefix, queue)
         now_ms, _ = self.call(
             verbs.enqueue(k, entries),
             again=lambda: verbs.enqueue(k, entries, again=True),
             uncertain=True,
             stats=k.stats,
+            since_s=since_s,
+            sent=sent,
         )
         return int(now_ms)
 
@@ -288,12 +140,12 @@ class Client:
         # A server looks ten times a second whose wait is over; where there is something, nobody waits.
         there: tuple[verbs.Argument, ...] = ("ZADD", keys[0].requests(NOBODY), 0, NOBODY)
         asked.append(("BZPOPMIN", *(k.requests(NOBODY) for k in keys), "0.01"))
-        self._bounded(lambda: _granted(wire.ask(there, *asked)[1:]), uncertain=False)
+        self._bounded(lambda end_s: _granted(wire.ask(there, *asked, end_s=end_s)[1:]), uncertain=False)
 
     def info(self) -> dict[str, Any]:
         """What the server says of itself (INFO)."""
         wire = self.wire()
-        answered: dict[str, Any] = self._bounded(lambda: _info(wire), uncertain=False)
+        answered: dict[str, Any] = self._bounded(lambda end_s: info_of(wire, end_s=end_s), uncertain=False)
         return answered
 
     def time(self) -> tuple[int, int]:
@@ -314,7 +166,7 @@ class Client:
         That raises Disturbed.
         """
         wire, channel = self.wire(), self.keys(queue).done_prefix + id
-        connection: Connection = self._bounded(lambda: _listening(wire, channel), uncertain=False)
+        connection: Connection = self._bounded(lambda end_s: _listening(wire, channel, end_s), uncertain=False)
 
         def hear(seconds: float) -> Any:
             try:
@@ -328,12 +180,11 @@ class Client:
             connection.close()
 
 
-def _info(wire: Wire, *section: str) -> dict[str, Any]:
-    raw = wire.one("INFO", *section)
-    try:
-        return facts.info(raw)
-    except ValueError as error:
-        raise hiredis.ProtocolError(str(error)) from None
+def _head(k: Keys) -> bytes:
+    """The command that accepts one message, packed as far as the message."""
+    words = verbs.enqueue(k, ()).command()
+    packed: bytes = hiredis.pack_command(words)  # type: ignore[arg-type]  # of any length
+    return b"*%d" % (len(words) + len(verbs.Entry._fields) - 1) + packed[packed.index(b"\r\n") :]
 
 
 def _granted(replies: list[Any]) -> None:
@@ -342,11 +193,13 @@ def _granted(replies: list[Any]) -> None:
             raise reply
 
 
-def _listening(wire: Wire, channel: str) -> Connection:
-    connection = wire.connect()
+def _listening(wire: Wire, channel: str, end_s: float) -> Connection:
+    connection = wire.connect(end_s)
     try:
+        connection.until(end_s)
         connection.send(("SUBSCRIBE", channel))
         _granted([connection.reply()])
+        connection.until(NEVER)
     except BaseException:
         connection.close()
         raise

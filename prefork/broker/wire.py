@@ -22,6 +22,9 @@ Words = tuple[verbs.Argument, ...]
 READ_BYTES = 1 << 16
 # Of a server that has said something to the connection, not to the command; nothing else will be.
 TURNED_AWAY = ("DENIED", "ERR max number of clients")
+NOT_SENT = object()
+LEAST_S = 0.05
+NEVER = float("inf")
 
 
 class Unreached(OSError):
@@ -37,10 +40,11 @@ TROUBLE = (OSError, hiredis.HiredisError)
 
 
 class Connection:
-    """One connection. Each wait for the server ends after `limit_s` with a TimeoutError."""
+    """One connection. Each wait for the server ends after `limit_s` with a TimeoutError, or when `until` says so."""
 
     def __init__(self, where: Address, name: str, limit_s: float) -> None:
         """Connect. Raises Unreached."""
+        self._limit_s = self._set_s = limit_s
         self._reader = hiredis.Reader()
         end_s = time.monotonic() + limit_s
         try:
@@ -69,7 +73,15 @@ class Connection:
 
     def limit(self, limit_s: float) -> None:
         """How long to wait from now on."""
+        self._limit_s = self._set_s = limit_s
         self._socket.settimeout(limit_s)
+
+    def until(self, end_s: float) -> None:
+        """The next wait ends by then, if that is before its limit; there is always time for a server that is near."""
+        wait_s = min(self._limit_s, max(LEAST_S, end_s - time.monotonic()))
+        if wait_s != self._set_s:  # or each request would take two calls to the kernel more
+            self._socket.settimeout(wait_s)
+            self._set_s = wait_s
 
     def send(self, *commands: Words) -> None:
         """Send commands in one write. Raises OSError; hiredis.ReplyError if the server has said why it closed."""
@@ -85,6 +97,11 @@ class Connection:
                 # TLS lets a server say no only when the client takes the connection for made.
                 raise (last if getattr(last, "library", "") == "SSL" else error) from None
             raise said if isinstance(said, hiredis.ReplyError) else error from None
+
+    def exchange(self, packed: bytes) -> Any:
+        """Send one packed command. -> its reply, be it an error"""
+        self._socket.sendall(packed)
+        return self.reply()
 
     def reply(self) -> Any:
         """The next reply; an error is returned, not raised. Raises OSError, hiredis.ProtocolError."""
@@ -117,40 +134,66 @@ class Wire:
         self._where, self._name, self._limit_s = where, name, limit_s
         self._idle: list[Connection] = []
 
-    def connect(self) -> Connection:
-        """A connection of the caller's own. Raises Unreached."""
-        connection = Connection(self._where, self._name, self._limit_s)
+    def connect(self, end_s: float = NEVER) -> Connection:
+        """A connection of the caller's own. `end_s`: by then, by the monotonic clock. Raises Unreached."""
+        connection = Connection(self._where, self._name, min(self._limit_s, max(LEAST_S, end_s - time.monotonic())))
         connection.limit(self._limit_s)
         return connection
 
-    def ask(self, *commands: Words) -> list[Any]:
+    def ask(self, *commands: Words, end_s: float = NEVER) -> list[Any]:
         """Send commands in one write. -> their replies; an error among them is in its place, not raised
 
-        Raises what is in TROUBLE when the connection breaks, or a reply is late.
+        `end_s`: when it has to be over, by the monotonic clock. Raises what is in TROUBLE when the connection breaks,
+        or a reply is late.
         """
-        connection = self._taken()
+        connection = self._taken(end_s)
         try:
+            connection.until(end_s)
             connection.send(*commands)
-            found = [connection.reply() for _ in commands]
+            found = []
+            for _ in commands:
+                connection.until(end_s)
+                found.append(connection.reply())
+            connection.until(NEVER)
         except BaseException:
             connection.close()
             raise
         self._idle.append(connection)
         return found
 
-    def one(self, *words: verbs.Argument) -> Any:
+    def one(self, *words: verbs.Argument, end_s: float = NEVER) -> Any:
         """The reply to one command. Raises what is in TROUBLE, an error of the server's too."""
-        (reply,) = self.ask(words)
+        (reply,) = self.ask(words, end_s=end_s)
         if isinstance(reply, Exception):
             raise reply
         return reply
 
-    def _taken(self) -> Connection:
+    def exchange(self, packed: bytes) -> Any:
+        """Send one packed command. -> its reply, be it an error; NOT_SENT if no connection is there
+
+        Raises what is in TROUBLE when the connection breaks, or the reply is late.
+        """
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            return NOT_SENT
+        if connection.poll.poll(0):  # as `has_ended`
+            connection.close()
+            return NOT_SENT
+        try:
+            reply = connection.exchange(packed)
+        except BaseException:
+            connection.close()
+            raise
+        self._idle.append(connection)
+        return reply
+
+    def _taken(self, end_s: float) -> Connection:
         while True:
             try:
                 connection = self._idle.pop()
             except IndexError:
-                return self.connect()
+                return self.connect(end_s)
             if not connection.has_ended():
                 return connection
             connection.close()

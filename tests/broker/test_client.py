@@ -402,33 +402,36 @@ def test_a_first_call_to_a_server_that_is_about_to_start(own_server: Server) -> 
 
 @pytest.mark.parametrize("first", [False, True], ids=["later call", "first call"])
 @pytest.mark.parametrize("keep", [0, 4], ids=["no reply", "half a reply"])
-def test_a_reply_that_is_lost_after_acceptance(server: Server, first: bool, keep: int) -> None:
+@pytest.mark.parametrize("ids", ["a", "ab"])
+def test_a_reply_that_is_lost_after_acceptance(server: Server, first: bool, keep: int, ids: str) -> None:
     with Proxy(server.path) as proxy:
         client = Client(proxy.url, "t", 5.0)
         if not first:
             client.enqueue("q", [entry("before")])
         proxy.lose(ENQUEUE, keep=keep)
-        assert client.enqueue("q", [entry("a"), entry("b")])
+        assert client.enqueue("q", [entry(id) for id in ids])
         assert proxy.lost == 1
-        assert server.client.lrange("t:{q}:pending", 0, -1) == [b"before"] * (not first) + [b"a", b"b"]
+        accepted = [b"before"] * (not first) + [id.encode() for id in ids]
+        assert server.client.lrange("t:{q}:pending", 0, -1) == accepted
         client.close()
 
 
-def test_a_reply_that_is_lost_and_a_task_that_is_done_before_it_is_asked_for_again(server: Server) -> None:
+@pytest.mark.parametrize("before", ["q", "other"], ids=["later call", "first call"])
+def test_a_reply_that_is_lost_and_a_task_that_is_done_before_it_is_asked_for_again(server: Server, before: str) -> None:
     bench = Bench(server.client)
     bench.lease("w")
     done: list[str] = []
 
     def work() -> None:
-        done.extend(bench.claim("w", 1).ids)
+        done.extend(bench.claim("w", 9).ids)
         bench.settle("w", ("done", "a", DAY_MS, b"{}"))
 
     with Proxy(server.path) as proxy:
         client = Client(proxy.url, "t", 5.0)
-        client.enqueue("other", [verbs.Entry("other", "x", 0, "", PAYLOAD)])
+        client.enqueue(before, [verbs.Entry(before, "x", 0, "", PAYLOAD)])
         proxy.lose(ENQUEUE, then=work)
         client.enqueue("q", [entry()])
-        assert done == ["a"]
+        assert done[-1:] == ["a"]
         assert bench.claim("w", 1).ids == [], "it would run a second time"
 
 
@@ -441,6 +444,46 @@ def test_a_cancel_whose_reply_is_lost_has_cancelled(server: Server) -> None:
         assert proxy.lost == 1
         assert client.cancel("q", "a", DAY_MS, {"errors": []}) == "finished"
         client.close()
+
+
+@pytest.mark.parametrize("said", [b"+OK\r\n", b":1\r\n", b"*1\r\n:5\r\n", b"$-1\r\n", b"*2\r\n:5\r\n$1\r\nx\r\n", b"?"])
+def test_a_reply_that_is_damaged(said: bytes) -> None:
+    def reply(words: list[bytes]) -> bytes:
+        if words[0] == b"EVALSHA":
+            asked.append(words)
+        return said if len(asked) == 2 and words[0] == b"EVALSHA" else there.usual(words)
+
+    asked: list[list[bytes]] = []
+    with Redislike(reply) as there:
+        client = Client(there.url, "t", 5.0)
+        assert [client.enqueue("q", [entry(id)]) for id in "abc"] == [1, 1, 1]
+        assert [words[-4] for words in asked] == [b"a", b"b", b"b", b"c"]
+        assert [words[-7] for words in asked] == [b"", b"", b"t:{q}:r:", b""], "the repeat says that it may be one"
+        client.close()
+
+
+def test_a_connection_that_its_server_has_closed_meanwhile(server: Server) -> None:
+    client = Client(server.url, "t", 5.0)
+    client.enqueue("q", [entry("a")])
+    server.client.client_kill_filter(_type="normal", skipme=True)
+    client.enqueue("q", [entry("b")])
+    assert server.client.lrange("t:{q}:pending", 0, -1) == [b"a", b"b"]
+    assert len(client.wire()._idle) == 1, "the old one is closed"
+    client.close()
+
+
+def test_a_short_way_that_times_out_leaves_the_rest_of_the_limit(own_server: Server) -> None:
+    client = Client(own_server.url, "t", 2.0)
+    client.enqueue("q", [entry("a")])
+    own_server.process.send_signal(signal.SIGSTOP)  # type: ignore[union-attr]
+    begun = time.monotonic()
+    with pytest.raises(EnqueueUncertain, match="does not answer in time"):
+        client.enqueue("q", [entry("b")])
+    took_s = time.monotonic() - begun
+    own_server.process.send_signal(signal.SIGCONT)  # type: ignore[union-attr]
+    assert 1.0 < took_s < 2.0 + SLACK_S
+    until(lambda: client.enqueue("q", [entry("b")]))
+    assert own_server.client.lrange("t:{q}:pending", 0, -1) == [b"a", b"b"]
 
 
 def test_replies_that_are_lost_until_the_limit(server: Server) -> None:

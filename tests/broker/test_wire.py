@@ -6,6 +6,7 @@ import random
 import socket
 import ssl
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,18 @@ def test_who_says_nothing_is_given_up(server: Server) -> None:
     with Listener() as there:
         assert isinstance(why_not(there.url, LIMIT_S), TimeoutError)
         assert isinstance(why_not(f"rediss://127.0.0.1:{there.port}", LIMIT_S), TimeoutError)
+
+
+def test_what_has_to_be_over_by_a_time_is_whatever_the_limit_of_each_wait(server: Server) -> None:
+    wire, begun_s = wire_to(server.url), time.monotonic()
+    with Listener() as there, pytest.raises(Unreached):
+        wire_to(there.url).one("PING", end_s=time.monotonic() + LIMIT_S)
+    with pytest.raises(TimeoutError):
+        wire.ask(("PING",), ("BLPOP", "nothing", 0), ("BLPOP", "nothing", 0), end_s=time.monotonic() + LIMIT_S)
+    assert time.monotonic() - begun_s < PATIENCE_S / 2
+    assert wire.one("PING", end_s=begun_s) == b"PONG", "who is near has time to answer"
+    assert wire._idle[0]._socket.gettimeout() == PATIENCE_S, "the next request has all of it again"
+    wire.close_idle()
 
 
 def test_a_reply_that_is_late_or_cut_is_not_taken_for_a_refusal(server: Server) -> None:
