@@ -74,6 +74,8 @@ def test_only_the_app_must_be_given(conf):
 GOOD = [
     ("max_memory_per_child", "none", None),
     ("max_memory", "2GiB", 2 << 30),
+    ("max_memory", "1.5TB", 15 * 10**11),
+    ("max_memory", "1PiB", 1 << 50),
     ("max_takeovers", "1", 1),
     ("durability", "fsync", "fsync"),
     ("durability", "replicas:2", "replicas:2"),
@@ -335,7 +337,7 @@ PLAIN = "must be 1 to 100 characters without whitespace, '{' or '}', not"
 WEIGHT = "must be a whole number from 1 to 1000, not"
 
 SIZE = "must be a size from 1MiB to 1PiB, as 200MB, 1.5GB or 512MiB, or none, not"
-SIZES = ("0", "-1", "1023KiB", "1", "1.5", "2000000GB", "200M", "5 TB", "1e9", ".5GB", "20%", "nan", "huge")
+SIZES = ("0", "-1", "1023KiB", "1", "1.5", "2000000GB", "200M", "5 EB", "1e9", ".5GB", "20%", "nan", "huge")
 
 BAD = [
     *[("app", raw, f"{FORM} '{raw}'") for raw in ["shop", "shop:", ":app", "shop/tasks.py:app", "a..b:c", "a:b:c"]],

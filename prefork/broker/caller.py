@@ -115,7 +115,7 @@ class Caller:
         `since_s`: when it began, if that was before; `sent`: a try was, whose reply is lost.
         """
         give_up = min((time.monotonic() if since_s is None else since_s) + self.limit_s, GIVE_UP_S.get())
-        if self._failure and time.monotonic() >= give_up:
+        if self._failure and not sent and time.monotonic() >= give_up:
             raise self._failure
         pause_s = 0.02
         while True:
@@ -134,11 +134,14 @@ class Caller:
             transient = passing.may_pass(last, known=self._checked)
             sent = sent or (uncertain and transient and reached)
             if not transient or left_s < pause_s + min(time.monotonic() - begun, self.limit_s * TRY):
-                password = self._address.password if self._address else None
-                self._failure = said = trouble.explain(last, self.shown, password)
+                said = self._failed(last)
                 raise (EnqueueUncertain(f"{said} (the task may have been accepted)") if sent else said) from None
             time.sleep(pause_s * random.uniform(0.5, 1))
             pause_s = min(pause_s * 2, 0.5)
+
+    def _failed(self, error: Exception) -> BrokerError:
+        self._failure = trouble.explain(error, self.shown, self._address.password if self._address else None)
+        return self._failure
 
     @contextmanager
     def _one_limit(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from typing import Any
 import hiredis
 import orjson
 
-from prefork.broker import durability, facts, trouble, verbs
+from prefork.broker import durability, facts, passing, trouble, verbs
 from prefork.broker.caller import Caller, info_of
 from prefork.broker.keys import Keys, queues_key, worker_key
 from prefork.broker.wire import NEVER, NOT_SENT, TROUBLE, Connection, Wire
@@ -51,11 +51,12 @@ class Client(Caller):
         `_accept`, and so does what may not have got through.
         """
         begun_s, sent = time.monotonic(), False
-        head, wire = self._heads.get(queue), self._wire
+        head = self._heads.get(queue)
         if head is None:
             return self._first(queue, entries)
         usual = len(entries) == 1 and len(entries[0].payload) < LARGE_BYTES and not (self.durability or self._failure)
-        if usual and wire is not None and self._checked and self._pid == os.getpid():
+        # The pid first, as in `wire`.
+        if usual and self._pid == os.getpid() and (wire := self._wire) is not None and self._checked:
             packed: bytes = hiredis.pack_command(entries[0][1:])  # type: ignore[arg-type]  # of any length
             try:
                 reply = wire.exchange(head + packed[len(b"*4\r\n") :])
@@ -63,7 +64,10 @@ class Client(Caller):
                 reply, sent = NOT_SENT, True
             if verbs.is_answer("enqueue", reply):
                 return int(reply[0])
-            if reply is not NOT_SENT and not isinstance(reply, hiredis.ReplyError):
+            if isinstance(reply, hiredis.ReplyError):
+                if not str(reply).startswith("NOSCRIPT") and not passing.may_pass(reply, known=True):
+                    raise self._failed(reply)
+            elif reply is not NOT_SENT:
                 sent = True
                 self._connect_anew()  # that was damaged on its way
         return self._accept(queue, entries, begun_s, sent=sent)
@@ -96,7 +100,7 @@ class Client(Caller):
         """
         waited, ran = (
             orjson.dumps(record | {"errors": [*record["errors"], facts.cancelled(said)]})
-            for said in ("cancelled before it started", "cancelled; its worker died at that")
+            for said in ("cancelled before it started", "cancelled while it ran")
         )
         call = partial(verbs.cancel, self.keys(queue), id, result_ttl_ms, waited, ran if stop else None)
         answer: bytes = self.call(call(), again=partial(call, again=True))

@@ -19,8 +19,8 @@ _READING = frozenset((
     "ZRANGEBYSCORE", "ZREVRANGE", "ZSCAN", "ZSCORE",
 ))  # fmt: skip
 _WRITING = frozenset((
-    "BZPOPMIN", "DEL", "HDEL", "HINCRBY", "HSET", "HSETNX", "LPOP", "LPUSH", "LREM", "PEXPIRE", "PUBLISH", "RENAME",
-    "RPUSH", "SADD", "SET", "SETNX", "SUBSCRIBE", "UNLINK", "UNSUBSCRIBE", "WAIT", "ZADD", "ZPOPMIN", "ZREM",
+    "BZPOPMIN", "DEL", "HDEL", "HINCRBY", "HSET", "HSETNX", "LPOP", "LPUSH", "LREM", "LTRIM", "PEXPIRE", "PUBLISH",
+    "RENAME", "RPUSH", "SADD", "SET", "SETNX", "SUBSCRIBE", "UNLINK", "UNSUBSCRIBE", "WAIT", "ZADD", "ZPOPMIN", "ZREM",
 ))  # fmt: skip
 _NO_COMMANDS = {"COUNT", "FAILED", "LIMIT", "MATCH", "SUCCESSFUL", "WITHSCORES"}
 # Where it waits, and how it ends a wait of its own that is for too little.

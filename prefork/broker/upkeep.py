@@ -51,7 +51,7 @@ class Upkeep:
 
                 yield Finding(
                     "error",
-                    f"queue {self._queue}: the lease of {worker} ends in more than an hour: no worker asks for that",
+                    f"queue {self._queue}: the lease of {worker} ends in more than two hours: no worker asks for that",
                     "prefork doctor --repair lets it end in 60 s", "endless_lease", self._queue, shorten,
                 )  # fmt: skip
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from prefork import config
 from prefork.broker.client import Client
 from prefork.cli.load import broker_of, load_app
-from prefork.errors import PreforkError
+from prefork.errors import AppError, PreforkError
 
 if TYPE_CHECKING:
     from prefork.app import Prefork
@@ -36,9 +36,12 @@ def client_of(options: argparse.Namespace) -> Client:
     settings = config.load(options.config, {}, require_app=False) if options.config else None
     url = options.broker or (settings and broker_of(settings))
     prefix = options.prefix or (settings and settings.prefix)
-    if not url and settings and settings.app:
-        app = _load(settings)
-        return Client(app.client.url, options.prefix or app.prefix)
+    if settings and settings.app and not (url and prefix):
+        try:
+            app = _load(settings)
+        except AppError as error:
+            raise AppError(f"{error} (with --broker and --prefix the app is not needed)") from None
+        return Client(url or app.client.url, prefix or app.prefix)
     url = url or os.environ.get("PREFORK_BROKER")
     if not url:
         raise PreforkError("no broker is named: give -c myapp.conf, --broker URL, or set PREFORK_BROKER")

@@ -44,6 +44,8 @@ def load_app(settings: Settings) -> Prefork:
         there = [key for key, value in vars(module).items() if isinstance(value, Prefork)]
         hint = f"; did you mean {name}:{there[0]}?" if there else "; it has no Prefork at all"
         raise AppError(f"module {name}{_file(module)} has no {attribute!r}{hint}") from None
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
         raise AppError(f"cannot get {settings.app}: {_said(error)} ({_where(error)})") from None
     if not isinstance(app, Prefork):
@@ -118,6 +120,8 @@ def _import(name: str, directory: Path) -> ModuleType:
                 f"{sys.executable} has its packages"
             ) from None
         raise AppError(f"cannot import {name}: {_said(error)} ({_where(error)})") from None
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
         raise AppError(f"cannot import {name}: {_said(error)} ({_where(error)})") from None
 

@@ -49,12 +49,12 @@ def _parser() -> argparse.ArgumentParser:
     add("-n", "--concurrency", metavar="N", help=KEYS["concurrency"].doc)
     add("-Q", "--queues", metavar="NAMES", help=KEYS["queues"].doc)
     add("--log-level", metavar="LEVEL", help=KEYS["log_level"].doc)
+    add("--burst", action="store_true", help="run what is there, and exit")
     instead = parser.add_mutually_exclusive_group()
     add = instead.add_argument
     add("--check", action="store_true", help="check configuration, app and broker, say so in one line, and exit")
     add("--ping", action="store_true", help="ask the running worker whether its loop turns, and exit: 0 yes, 1 no")
     add("--ready", action="store_true", help="as --ping, and whether its children are up and the broker is reachable")
-    add("--burst", action="store_true", help="run what is there, and exit")
     parser.add_argument("--version", action=_Version, nargs=0, help="say which version this is, and exit")
     return parser
 

@@ -23,9 +23,15 @@ class Cancels:
 
     def __init__(self, loop: Loop, pool: Pool, dispatcher: Dispatcher[Order], settlement: Settlement) -> None:
         self._loop, self._pool, self._dispatcher, self._settlement = loop, pool, dispatcher, settlement
+        self.expected: dict[str, int] = {}  # what may be on its way here -> below which serial
 
-    def cancel(self, id: str) -> None:
-        """An operator wants this task to stop. What is decided already ends when it is settled (settle.lua)."""
+    def cancel(self, id: str, serial: int = 0) -> None:
+        """An operator wants this task to stop. What is decided already ends when it is settled (settle.lua).
+
+        `serial`: what is on its way here is below it; 0: nothing is.
+        """
+        if serial:
+            self.expected[id] = serial
         waiting = [order for order in self._dispatcher.ready if order.message.id == id]
         for order in waiting:
             self._dispatcher.ready.remove(order)
@@ -34,6 +40,14 @@ class Cancels:
                 waiting += self._stop_in(child, id)
         for order in waiting:
             self._settlement.cancelled(order, "cancelled before it started")
+
+    def come(self, orders: list[Order], *, last: bool) -> None:
+        """Orders have come, and are among what is ready now; `last`: nothing more is on its way."""
+        for order in orders:
+            if order.serial < self.expected.get(order.message.id, 0):
+                self.cancel(order.message.id)
+        if last:
+            self.expected.clear()
 
     def _stop_in(self, child: Process, id: str) -> list[Order]:
         """-> the order, if the child had not started it"""

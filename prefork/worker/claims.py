@@ -49,6 +49,7 @@ class Queue:
     waits: bool = False  # this worker, for what `enqueue` may hand it
     woken: bool = False  # while a claim was in flight: what that one found is old
     refused: bool = False  # a claim was, a moment ago: the others have their turn meanwhile
+    unkept: bool = False  # the broker may hold messages for this worker that are not here; no claim before it is told
     due: Timer | None = None
     due_ms: int = -1
 
@@ -58,7 +59,7 @@ def shares(queues: list[Queue], n: int, *, strict: bool) -> list[tuple[Queue, in
 
     Source of the latter: nginx, commit 52327e0627f4 ("Upstream: smooth weighted round-robin balancing").
     """
-    filled = [queue for queue in queues if not (queue.drained or queue.refused)]
+    filled = [queue for queue in queues if not (queue.drained or queue.refused or queue.unkept)]
     if strict or len(filled) < 2:
         return [(filled[0], n)] if filled else []
     total = sum(queue.weight for queue in filled)
@@ -116,6 +117,11 @@ class Claims:
         return any(queue.in_flight for queue in self.queues)
 
     @property
+    def next_serial(self) -> int:
+        """What has been claimed until now is below it."""
+        return (self._number + 1) * SERIALS_PER_CLAIM
+
+    @property
     def all_drained(self) -> bool:
         """Whether nothing is left to claim, as far as is known."""
         return all(queue.drained and not queue.in_flight and not queue.owes_claim for queue in self.queues)
@@ -151,7 +157,9 @@ class Claims:
                 self._ask(queue, some, room)
         for queue in self.queues:
             # What is handed over now would find no child: a message of another queue has taken the last one.
-            if (queue.owes_claim or (queue.waits and room <= 0)) and not (queue.in_flight or queue.refused):
+            if (queue.owes_claim or (queue.waits and room <= 0)) and not (
+                queue.in_flight or queue.refused or queue.unkept
+            ):
                 self._ask(queue, 0, 0)
         self._block()
 
@@ -227,7 +235,7 @@ class Claims:
         queue.refused = False
 
     def _pauses(self) -> bool:
-        return self._pause is not None or all(queue.refused for queue in self.queues)
+        return self._pause is not None or all(queue.refused or queue.unkept for queue in self.queues)
 
     def _go_on(self) -> None:
         self._pause = None

@@ -61,7 +61,8 @@ class Commands:
         """An operator has asked for something, by way of the broker."""
         verb, _, id = request.partition(" ")
         if verb == "cancel":
-            self._work.cancels.cancel(id)
+            claims = self._link.claims
+            self._work.cancels.cancel(id, claims.next_serial if claims.in_flight else 0)
         elif verb == "report":
             key = worker_key(self._prefix, self._link.lease.worker)
             told = orjson.dumps(self._report.describe())
@@ -74,6 +75,8 @@ class Commands:
             if self.reloading:  # it drains already, and ends now in place of becoming new
                 self.reloading = False
                 log.info("stopping, in place of going on as the new version")
+                if stop == self._shutdown.interrupt:
+                    return  # the first INT, which lets what runs finish
             stop()
 
         return stop_for_good

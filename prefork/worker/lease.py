@@ -215,7 +215,7 @@ class Lease:
                 log.warning("took over from worker %s (%s): %d messages back to queue %s", worker, why, moved - buried,
                             key[0])  # fmt: skip
                 if buried:
-                    log.error("%d messages of queue %s were held by more than %d workers that died; dead letters now",
+                    log.error("%d messages of queue %s were held by %d workers that died; dead letters now",
                               buried, key[0], self._max_takeovers)  # fmt: skip
                 self._claims.wake(queue)
             elif isinstance(moved, Exception) and not isinstance(moved, Lost):

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from prefork.broker import trouble, verbs
 from prefork.broker.channel import Channel, Lost
 from prefork.broker.keys import queues_key
-from prefork.worker.claims import Claims
+from prefork.worker.claims import Claims, Queue
 from prefork.worker.lease import Lease
 from prefork.worker.loop import Loop
 from prefork.worker.outage import Outage
@@ -90,6 +90,8 @@ class Link:
 
     def _begin(self) -> None:
         self.settlement.worker = self.claims.worker = self.lease.worker
+        for queue in self.claims.queues:
+            queue.unkept = False
         # So that operators find this worker, also where nothing was enqueued yet.
         names = [queue.keys.queue for queue in self.claims.queues]
         self.channel.send_words(("SADD", queues_key(self._prefix), *names), lambda reply: None)
@@ -115,25 +117,26 @@ class Link:
             return
         self.claims.begin_to_keep()
         known, worker = self.work.known_ids() | self.shutdown.ids(), self.lease.worker
-        due = {queue.keys.queue for queue in self.claims.queues}
+        due = set(self.claims.queues)
 
-        def answered(queue: str, reply: object) -> None:
+        def answered(queue: Queue, reply: object) -> None:
             if worker != self.lease.worker or isinstance(reply, Lost):
                 return
-            if isinstance(reply, Exception):
-                self.lease.renew_soon(self.reconcile)
-                return
             due.discard(queue)
-            if not due:
+            queue.unkept = isinstance(reply, Exception)
+            if due:
+                return
+            if any(queue.unkept for queue in self.claims.queues):  # the others go on meanwhile
+                self.lease.renew_soon(self.reconcile)
+            if not all(queue.unkept for queue in self.claims.queues):
                 self._claim()
                 self.settlement.resend()
 
         for queue in self.claims.queues:
-            name = queue.keys.queue
-            kept = known | self.settlement.outboxes[name].ids()
+            kept = known | self.settlement.outboxes[queue.keys.queue].ids()
             self.channel.send(
                 verbs.restore(queue.keys, worker, "keep", kept),
-                lambda reply, name=name: answered(name, reply),  # type: ignore[misc]
+                lambda reply, queue=queue: answered(queue, reply),  # type: ignore[misc]
             )
 
     def fenced(self, said: str) -> None:

@@ -188,7 +188,7 @@ class Settlement(Outboxes):
 
     def _started(self, message: Message) -> bytes:
         state = message.state or State()
-        state.started_ms = state.started_ms or self._now_ms()
+        state.started_ms, state.due_ms = state.started_ms or self._now_ms(), 0
         return state.encode()
 
     def _back(self, message: Message, state: bytes) -> None:

@@ -82,7 +82,10 @@ class Work:
         self, queue: str, ids: list[bytes], messages: list[bytes], states: list[bytes | None], serial: int
     ) -> None:
         """A claim has brought messages; `serial`: of the first."""
-        self._give_back(self.intake.orders(queue, ids, messages, states, serial))
+        orders = self.intake.orders(queue, ids, messages, states, serial)
+        self._give_back(orders)
+        if self.cancels.expected:
+            self.cancels.come(orders, last=not self.claims.in_flight)
 
     # -- handed out ---------------------------------------------------------------------------------------------
 

@@ -335,7 +335,7 @@ class Model:
     def _is_poison(self, id: str, now: int) -> bool:
         self.takeovers[id] = self.takeovers.get(id, 0) + 1
         self.expires["takeovers", ""] = now + WEEK_MS
-        return self.takeovers[id] > self.max_takeovers
+        return self.takeovers[id] >= self.max_takeovers
 
     @staticmethod
     def _forgiven(state: bytes | dict[str, Any]) -> bytes | dict[str, Any]:
@@ -349,7 +349,7 @@ class Model:
         except ValueError:
             state = {}
         state = dict(state) if isinstance(state, dict) else {}
-        said = f"held by a worker that died, more than {self.max_takeovers} times; the last one was {worker}"
+        said = f"held by a worker that died, {self.max_takeovers} times; the last one was {worker}"
         error = {"class": "prefork.WorkerDied", "traceback": "", "message": said}
         self.states[id] = state | {"errors": [*state.get("errors", []), error]}
         self.dead[id] = now

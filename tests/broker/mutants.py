@@ -81,7 +81,7 @@ MUTANTS: dict[str, list[tuple[str, str]]] = {
         ("redis.call('LPUSH', KEYS[4], id)", "redis.call('RPUSH', KEYS[4], id)"),
         ("redis.call('ZADD', KEYS[5], -priority, id)", "redis.call('LPUSH', KEYS[4], id)"),
         ("if moved > buried then", "if false then"),
-        ("> tonumber(ARGV[3])", ">= tonumber(ARGV[3])"),
+        (">= tonumber(ARGV[3])", "> tonumber(ARGV[3])"),
         ("ARGV[2] == 'gone' or ", ""),
         ("  redis.call('HDEL', KEYS[7], id)\n", ""),
         ("  redis.call('PEXPIRE', KEYS[7], 604800000)\n", ""),

@@ -17,6 +17,7 @@ import pytest
 
 from prefork import Prefork
 from prefork.broker import address, verbs
+from prefork.broker.caller import GIVE_UP_S
 from prefork.broker.client import Client
 from prefork.errors import BrokerError, EnqueueUncertain, NotJSON
 from tests.broker.bench import DAY_MS, PAYLOAD, Bench
@@ -484,6 +485,23 @@ def test_a_short_way_that_times_out_leaves_the_rest_of_the_limit(own_server: Ser
     assert 1.0 < took_s < 2.0 + SLACK_S
     until(lambda: client.enqueue("q", [entry("b")]))
     assert own_server.client.lrange("t:{q}:pending", 0, -1) == [b"a", b"b"]
+
+
+def test_what_may_have_got_through_is_uncertain_although_another_call_has_failed_meanwhile(server: Server) -> None:
+    with Proxy(server.path) as proxy:
+        client = Client(proxy.url, "t", 5.0)
+        client.enqueue("q", [entry("a")])
+
+        def others() -> None:
+            client._failure = BrokerError("of another thread")
+            proxy.refuse()
+
+        proxy.lose(ENQUEUE, then=others)
+        token = GIVE_UP_S.set(time.monotonic())
+        with pytest.raises(EnqueueUncertain, match="may have been accepted"):
+            client.enqueue("q", [entry("b")])
+        GIVE_UP_S.reset(token)
+        assert server.client.lrange("t:{q}:pending", 0, -1) == [b"a", b"b"]
 
 
 def test_replies_that_are_lost_until_the_limit(server: Server) -> None:

@@ -23,7 +23,7 @@ from prefork.broker import verbs
 from tests.broker.bench import DAY_MS, PAYLOAD, Bench
 from tests.broker.model import Model
 
-DEAD_MAX, MAX_TAKEOVERS = 2, 1
+DEAD_MAX, MAX_TAKEOVERS = 2, 2
 FAR = 3  # in a half of the runs a pending list is "too long to search" from here on
 ROOM = 3  # messages that a worker takes at a time
 LEASE_MS = 60_000

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prefork.broker import listing
-from prefork.cli.exits import EXIT_BROKER, EXIT_CONFIG, EXIT_USAGE
+from prefork.cli.exits import EXIT_APP, EXIT_BROKER, EXIT_CONFIG, EXIT_USAGE
 from tests.cli.command import as_json, prefork
 from tests.conftest import Project, Server, until
 
@@ -148,6 +148,25 @@ def test_the_broker_of_the_configuration_or_of_its_app_is_used(project: Project)
     assert len(as_json("queues", "-c", str(conf))) == 1
     conf.write_text(f"[prefork]\napp = {project.module_name}:app\n")
     assert len(as_json("queues", "-c", str(conf))) == 1
+
+
+def test_the_prefix_of_the_app_holds_where_the_configuration_names_only_its_broker(
+    project: Project, tmp_path: Path
+) -> None:
+    (tmp_path / "shop_of_its_own.py").write_text(
+        "from prefork import Prefork\napp = Prefork('shop', prefix='shop')\n@app.task(name='t')\ndef t(): ...\n"
+    )
+    conf = tmp_path / "shop.conf"
+    conf.write_text(f"[prefork]\napp = shop_of_its_own:app\nbroker = {project.server.url}\n")
+    prefork("enqueue", "t", "-c", str(conf))
+    assert [it["name"] for it in as_json("queues", "-c", str(conf))] == ["default"]
+    assert as_json("queues", "-c", str(conf), "--prefix", "other") == []
+    (tmp_path / "shop_of_its_own.py").write_text("import nowhere\n")
+    said = prefork("queues", "-c", str(conf), code=EXIT_APP)
+    assert "nowhere" in said
+    assert "(with --broker and --prefix the app is not needed)" in said
+    flags = ("-c", str(conf), "--prefix", "shop")
+    assert [it["name"] for it in as_json("queues", *flags)] == ["default"]
 
 
 def test_no_broker_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prefork.cli.exits import EXIT_APP, EXIT_BROKER, EXIT_CONFIG
+from prefork.cli.exits import EXIT_APP, EXIT_BROKER, EXIT_CONFIG, EXIT_INTERRUPTED
 from tests.conftest import Project, Server
 
 APP = 'from prefork import Prefork\napp = Prefork("shop", broker={url!r})\n@app.task\ndef add(a, b): return a + b\n'
@@ -64,7 +64,6 @@ def test_a_configuration_that_is_not_there(tmp_path: Path) -> None:
         ("import sys\nsys.exit(3)", ("cannot import shop", "sys.exit(3)", "shop.py:2")),
         ("import nowhere", ("cannot import shop", "nowhere", "shop.py:1")),
         ("def broken(:", ("cannot import shop", "SyntaxError", "shop.py:1")),
-        ("raise KeyboardInterrupt", ("cannot import shop", "KeyboardInterrupt")),
         ("other = 1", ("has no 'app'",)),
         ("from prefork import Prefork\ncelery = Prefork('x')", ("did you mean shop:celery?",)),
         ("app = 7", ("is a int, not a Prefork",)),
@@ -80,6 +79,13 @@ def test_a_configuration_that_is_not_there(tmp_path: Path) -> None:
 )
 def test_a_mistake_in_the_app(tmp_path: Path, source: str, parts: tuple[str, ...]) -> None:
     fails(run(tmp_path, "[prefork]\napp = shop:app\n", shop=source), EXIT_APP, *parts)
+
+
+@pytest.mark.parametrize("flags", [(), ("--check",)])
+def test_ctrl_c_while_the_app_is_imported(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    source = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)"
+    done = run(tmp_path, "[prefork]\napp = shop:app\n", *flags, shop=source)
+    fails(done, EXIT_INTERRUPTED, "interrupted before it was up")
 
 
 def test_a_module_that_is_not_there(tmp_path: Path) -> None:

@@ -277,7 +277,7 @@ def test_a_task_that_kills_its_master_each_time_is_a_dead_letter_after_max_takeo
     project.add(STEPS)
     poison = project.tasks.step.enqueue(1, "os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)")
     lives_on = project.tasks.step.using(priority=-1).enqueue(2)
-    for takeovers in range(3):
+    for takeovers in range(2):
         worker = project.worker("concurrency = 1\nmax_takeovers = 2", wait=False)
         assert worker.wait() == -signal.SIGKILL, worker.log
         until(lambda n=takeovers + 1: len(project.lines("steps")) == n)  # type: ignore[misc]
@@ -285,8 +285,8 @@ def test_a_task_that_kills_its_master_each_time_is_a_dead_letter_after_max_takeo
     assert lives_on.wait(timeout=60) == 2
     error = last_error(project, poison)
     assert error["class"] == "prefork.WorkerDied"
-    assert "more than 2 times" in error["message"]
-    assert project.lines("steps") == ["1", "1", "1", "2"]
+    assert "died, 2 times" in error["message"]
+    assert project.lines("steps") == ["1", "1", "2"]
     assert worker.stop() == 0
 
 

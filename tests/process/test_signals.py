@@ -147,14 +147,15 @@ def test_HUP_lets_what_runs_end_and_puts_back_what_takes_too_long(project: Proje
     assert worker.stop() == 0
 
 
-def test_TERM_during_a_reload_stops(project: Project) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_TERM_or_a_first_INT_during_a_reload_stops(project: Project, number: signal.Signals) -> None:
     worker = project.worker("shutdown_timeout = 20s")
     tasks = project.tasks
     held = tasks.hold.enqueue("held")
     until(lambda: project.lines("started"))
     worker.send(signal.SIGHUP)
     until(lambda: reloads(worker))
-    worker.send(signal.SIGTERM)
+    worker.send(number)
     worker.wait_for("in place of going on as the new version")
     project.let_go()
     assert worker.wait() == 0
@@ -188,6 +189,18 @@ def test_TERM_while_the_new_version_is_checked_stops_and_leaves_nothing_behind(p
     checking = until(lambda: [p for p in psutil.Process(worker.pid).children() if "--check" in " ".join(p.cmdline())])
     assert worker.stop() == 0
     until(lambda: gone(*(process.pid for process in checking)))
+
+
+def test_HUP_lets_a_burst_go_on_with_the_new_code(project: Project) -> None:
+    worker = project.worker("concurrency = 1", "--burst", wait=False)
+    held, after = project.tasks.hold.enqueue("held"), project.tasks.add.enqueue(1)
+    until(lambda: project.lines("started"))
+    worker.send(signal.SIGHUP)
+    until(lambda: reloads(worker))
+    project.let_go()
+    assert worker.wait() == 0
+    assert (held.wait(timeout=60), after.wait(timeout=60)) == ("held", 3)
+    assert ready(worker) == 2
 
 
 def test_many_HUPs_at_once_are_few_reloads(project: Project) -> None:
@@ -439,7 +452,7 @@ def test_a_cancel_outlives_the_worker_that_was_told(project: Project, number: si
         worker.send(number)
         assert result.cancel(running=True)
     next_one = project.worker("concurrency = 1")
-    with pytest.raises(TaskFailed, match=r"Cancelled: cancelled; its worker died at that"):
+    with pytest.raises(TaskFailed, match=r"Cancelled: cancelled while it ran"):
         result.wait(timeout=60)
     assert project.tasks.add.enqueue(1).wait(timeout=60) == 3
     assert len(project.lines("started")) == 1

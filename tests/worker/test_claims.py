@@ -537,6 +537,35 @@ def test_a_queue_whose_claims_are_refused_does_not_hold_up_the_others(strict: bo
     assert "q0" in dict(it.asks())
 
 
+def test_of_a_queue_in_which_something_may_be_held_that_is_not_here_nothing_is_claimed() -> None:
+    it = Worker(1, 1)
+    it.queues[0].unkept = True
+    for _ in range(3):
+        it.claims.turn(1, 1)
+        assert it.asks() == [("q1", 1)]
+        it.found(1)
+    it.queues[1].unkept = True
+    it.claims.turn(1, 1)
+    assert it.asks() == []
+    assert it.blocks_on() is None
+    it.queues[0].unkept = False
+    it.claims.turn(1, 1)
+    assert it.asks() == [("q0", 1)]
+
+
+def test_what_has_been_claimed_is_below_the_next_serial() -> None:
+    it = Worker()
+    for _ in range(3):
+        it.claims.turn(2, 2)
+        before = it.claims.next_serial
+        it.found(2)
+        assert max(it.serials) < before
+        it.claims.turn(2, 2)
+        assert it.claims.next_serial > before
+        it.found(2)
+        assert min(it.serials[-2:]) >= before
+
+
 def test_the_claim_that_a_popped_marker_owes_is_still_owed_after_a_refusal() -> None:
     it = Worker()
     it.asleep()

@@ -54,8 +54,8 @@ class Wire:
 def taken_apart(call: Call) -> tuple[list[str], list[Record]]:
     """What a settle carries: plain ids, and records as settle.lua reads them."""
     assert call.verb == "settle"
-    n = int(call.arguments[5])
-    plain, words, records = list(call.arguments[6 : 6 + n]), list(call.arguments[6 + n :]), []
+    n = int(call.arguments[6])
+    plain, words, records = list(call.arguments[7 : 7 + n]), list(call.arguments[7 + n :]), []
     while words:
         width = WIDTH[str(words[0])]
         records.append(tuple(words[:width]))
@@ -366,6 +366,13 @@ def test_what_had_begun_in_time_and_is_put_back_does_not_expire(desk: Desk, bega
     verb, id, state = desk.record()
     assert (verb, id) == ("back", order.message.id)
     assert State.decode(state) == State(attempts=bool(began_ms), started_ms=began_ms or NOW_MS)
+
+
+def test_a_retry_that_had_begun_in_time_and_is_put_back_does_not_expire(desk: Desk) -> None:
+    order = desk.order(state=State(attempts=1, retried=1, started_ms=NOW_MS - 7000, due_ms=NOW_MS - 3000))
+    order.terms = replace(order.terms, expires=True)
+    desk.it.put_back([order], begun=True)
+    assert State.decode(desk.record()[2]) == State(attempts=1, retried=1, started_ms=NOW_MS - 7000)
 
 
 def test_progress_is_kept_while_it_runs_and_gone_with_the_attempt(desk: Desk) -> None:

@@ -5,6 +5,7 @@
 --       10 "again" if this may be a repeat: the very same record says that it is what it had cancelled
 -- Returns  "cancelled" | "running": a worker holds it | "asked": the same, and it is told to stop it
 --          | "finished": it is not there, or a dead letter
+redis.call('ZREM', KEYS[3], '') -- for a server that is out of memory, as in `settle`
 local id = ARGV[1]
 local message = redis.call('HGET', KEYS[1], id)
 if ARGV[10] == 'again' and redis.call('GET', ARGV[3]) == ARGV[6] then return 'cancelled' end
@@ -28,5 +29,5 @@ else
 end
 redis.call('HINCRBY', KEYS[7], 'cancelled', 1)
 if ARGV[5] ~= '0' then redis.call('SET', ARGV[3], ARGV[6], 'PX', ARGV[5]) end
-redis.call('PUBLISH', ARGV[4], 'FAILED')
+redis.pcall('PUBLISH', ARGV[4], 'FAILED') -- a user may lack the channels
 return 'cancelled'

@@ -27,7 +27,6 @@ while promoted < MOST_DUE and read < MOST_BYTES do
   local some = math.min(MOST_DUE - promoted, fitting(promoted, read))
   local due = redis.call('ZRANGEBYSCORE', KEYS[7], '-inf', now, 'LIMIT', 0, some)
   if #due == 0 then break end
-  redis.call('ZREM', KEYS[7], unpack(due))
   local ready = {}
   local messages = redis.call('HMGET', KEYS[3], unpack(due))
   for i = 1, #due do
@@ -42,6 +41,7 @@ while promoted < MOST_DUE and read < MOST_BYTES do
     end
   end
   if #ready > 0 then redis.call('RPUSH', KEYS[5], unpack(ready)) end
+  redis.call('ZREM', KEYS[7], unpack(due))
   promoted = promoted + #due
 end
 local next_due = redis.call('ZRANGE', KEYS[7], 0, 0, 'WITHSCORES')[2]
@@ -78,11 +78,15 @@ local function keep(taken)
   return wanted() > 0
 end
 
+-- What is taken stays where it is until it is active: what the broker refuses in the middle is rather in two places than
+-- in none.
+local from_ranked, from_pending = {}, 0
 local function take_ranked(from, to)
-  local more
+  local offset, more = 0, nil
   repeat
-    local taken = redis.call('ZRANGEBYSCORE', KEYS[6], from, to, 'LIMIT', 0, wanted())
-    if #taken > 0 then redis.call('ZREM', KEYS[6], unpack(taken)) end
+    local taken = redis.call('ZRANGEBYSCORE', KEYS[6], from, to, 'LIMIT', offset, wanted())
+    offset = offset + #taken
+    for _, id in ipairs(taken) do from_ranked[#from_ranked + 1] = id end
     more = keep(taken)
   until not more
 end
@@ -91,7 +95,9 @@ if n > 0 then
   local ranked = redis.call('EXISTS', KEYS[6]) == 1
   if ranked then take_ranked('-inf', '(0') end
   while wanted() > 0 do
-    if not keep(redis.call('LPOP', KEYS[5], wanted()) or {}) then break end
+    local taken = redis.call('LRANGE', KEYS[5], from_pending, from_pending + wanted() - 1)
+    from_pending = from_pending + #taken
+    if not keep(taken) then break end
   end
   if ranked and wanted() > 0 then take_ranked('(0', '+inf') end
 end
@@ -107,8 +113,10 @@ if #ids > 0 then
     active[2 * i] = ids[i]
   end
   redis.call('ZADD', KEYS[2], unpack(active))
-  if redis.call('EXISTS', KEYS[4]) == 1 then states = redis.call('HMGET', KEYS[4], unpack(ids)) end
 end
+if #from_ranked > 0 then redis.call('ZREM', KEYS[6], unpack(from_ranked)) end
+if from_pending > 0 then redis.call('LTRIM', KEYS[5], from_pending, -1) end
+if #ids > 0 and redis.call('EXISTS', KEYS[4]) == 1 then states = redis.call('HMGET', KEYS[4], unpack(ids)) end
 
 if #ids < tonumber(ARGV[4]) then redis.call('ZADD', KEYS[10], ARGV[3], ARGV[1]) end
 

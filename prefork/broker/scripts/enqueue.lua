@@ -10,6 +10,19 @@ local accepted = 0
 local ready = {}
 local woken = false
 
+-- What the broker refuses in the middle (a key of the wrong type, a right that is missing) is not accepted: a message
+-- that is stored and in no place would never run. An id without a message is passed over by `claim`.
+local stored, refused = {}, nil
+local function try(...)
+  local said = redis.pcall(...)
+  if type(said) == 'table' and said.err then refused = refused or said end
+  return said
+end
+local function take_out()
+  for _, id in ipairs(stored) do redis.pcall('HDEL', KEYS[1], id) end
+  return refused
+end
+
 -- A single message that finds nothing before it goes straight to a worker that waits for one: it is active there from
 -- now on, and travels with the wake-up. PUBLISH tells whether that worker is still connected; who takes a worker over
 -- takes it out of `idle` too. A user who may not do this has the message claimed: it is stored by now, and no error may
@@ -24,7 +37,8 @@ local function handed_over(id, message)
     if redis.pcall('ZADD', active, now * 2048 + math.floor(time[2] % 1000 * 2.048), id) == 1 then
       local heard = redis.pcall('PUBLISH', ARGV[3] .. worker, idle[2] .. ' ' .. #id .. ' ' .. id .. message)
       if type(heard) == 'number' and heard > 0 then return true end
-      redis.call('ZREM', active, id)
+      try('ZREM', active, id)
+      if refused then return true end
     end
   end
 end
@@ -36,13 +50,14 @@ for i = 4, #ARGV, 4 do
   local message = not finished and stamp .. priority .. ' ' .. ARGV[i + 3]
   if message and redis.call('HSETNX', KEYS[1], id, message) == 1 then
     accepted = accepted + 1
+    stored[accepted] = id
     local due = 0
     if at ~= '' then
       due = string.sub(at, 1, 1) == '+' and now + tonumber(string.sub(at, 2)) or tonumber(at)
     end
     if due > now then
-      local first = redis.call('ZRANGE', KEYS[4], 0, 0, 'WITHSCORES')
-      redis.call('ZADD', KEYS[4], due, id)
+      local first = try('ZRANGE', KEYS[4], 0, 0, 'WITHSCORES')
+      try('ZADD', KEYS[4], due, id)
       -- An idle master has to hear of it only if it is due before all that it knows of.
       woken = woken or not first[2] or due < tonumber(first[2])
     elseif handed_over(id, message) then
@@ -50,16 +65,18 @@ for i = 4, #ARGV, 4 do
     elseif priority == '0' then
       ready[#ready + 1] = id
       if #ready == 1000 then
-        redis.call('RPUSH', KEYS[2], unpack(ready))
+        try('RPUSH', KEYS[2], unpack(ready))
         ready = {}
       end
       woken = true
     else
-      redis.call('ZADD', KEYS[3], -tonumber(priority), id)
+      try('ZADD', KEYS[3], -tonumber(priority), id)
       woken = true
     end
+    if refused then return take_out() end
   end
 end
-if #ready > 0 then redis.call('RPUSH', KEYS[2], unpack(ready)) end
-if woken then redis.call('ZADD', KEYS[5], 0, '0') end
+if #ready > 0 then try('RPUSH', KEYS[2], unpack(ready)) end
+if woken and not refused then try('ZADD', KEYS[5], 0, '0') end
+if refused then return take_out() end
 return {now, accepted}

@@ -31,7 +31,7 @@ end
 local charged = ARGV[2] == 'gone' or ARGV[2] == 'expired' or ARGV[2] == 'unmoved'
 local function is_poison(id)
   if not charged then return false end
-  return redis.call('HINCRBY', KEYS[7], id, 1) > tonumber(ARGV[3])
+  return redis.call('HINCRBY', KEYS[7], id, 1) >= tonumber(ARGV[3])
 end
 
 local function bury(id)
@@ -40,7 +40,7 @@ local function bury(id)
   if type(state.errors) ~= 'table' then state.errors = {} end
   table.insert(state.errors, {
     class = 'prefork.WorkerDied', traceback = '',
-    message = 'held by a worker that died, more than ' .. ARGV[3] .. ' times; the last one was ' .. ARGV[1],
+    message = 'held by a worker that died, ' .. ARGV[3] .. ' times; the last one was ' .. ARGV[1],
   })
   local time = redis.call('TIME')
   redis.call('HSET', KEYS[8], id, cjson.encode(state))

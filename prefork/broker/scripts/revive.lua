@@ -4,11 +4,12 @@
 -- Returns  {how many of the ids it has looked at, how many of these were dead}: it stops when it has moved a quarter of
 --          a megabyte, so that it never takes long
 local looked, size = 0, 0
-local revived, states, said, waiting = {}, {}, {}, {}
+local revived, states, said, waiting, seen = {}, {}, {}, {}, {}
 for i = 3, #ARGV do
   local id = ARGV[i]
   local message = redis.call('HGET', KEYS[1], id)
-  if message and redis.call('ZREM', KEYS[5], id) == 1 then
+  if message and redis.call('ZSCORE', KEYS[5], id) and not seen[id] then
+    seen[id] = true
     local state = redis.call('HGET', KEYS[2], id)
     if state and #state > #'{}' then
       -- Of two values of one name in JSON the later one holds.
@@ -32,6 +33,7 @@ end
 if #states > 0 then redis.call('HSET', KEYS[2], unpack(states)) end
 if #waiting > 0 then redis.call('RPUSH', KEYS[3], unpack(waiting)) end
 if #revived > 0 then
+  redis.call('ZREM', KEYS[5], unpack(revived)) -- not before they have another place, should the broker refuse that
   redis.call('UNLINK', unpack(said))
   redis.call('HDEL', KEYS[7], unpack(revived))
   redis.call('ZADD', KEYS[6], 0, '0')

@@ -21,12 +21,14 @@ redis.call('ZREM', KEYS[1], '')
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local settled, processed, failed = 0, 0, 0
-local woken, over = false, {}
+local woken, over, marks, left = false, {}, {}, {}
 
--- What is over leaves no message and no history.
+-- What is over leaves no message and no history. All leave the active set last: what the broker refuses in the middle (a
+-- key of the wrong type, a right that is missing) is still held, and settled when it is said again.
 local function forget(ids)
   redis.call('HDEL', KEYS[3], unpack(ids))
   if redis.call('EXISTS', KEYS[4]) == 1 then redis.call('HDEL', KEYS[4], unpack(ids)) end
+  return redis.call('ZREM', KEYS[2], unpack(ids))
 end
 
 local n = tonumber(ARGV[7])
@@ -37,17 +39,26 @@ if n > 0 then
     if claimed then held[#held + 1] = ids[i] end
   end
   if #held > 0 then
-    processed = redis.call('ZREM', KEYS[2], unpack(held))
+    processed = forget(held)
     settled = processed
-    forget(held)
   end
 end
 
 -- A repeat of a settlement whose reply was lost finds its messages gone from the active set, and passes over them.
-local function release(id)
-  if redis.call('ZREM', KEYS[2], id) == 0 then return false end
+local function holds(id)
+  return not left[id] and redis.call('ZSCORE', KEYS[2], id)
+end
+
+local function ends(id)
+  over[#over + 1] = id
+  left[id] = true
   settled = settled + 1
-  return true
+end
+
+local function placed(id)
+  redis.call('ZREM', KEYS[2], id)
+  left[id] = true
+  settled = settled + 1
 end
 
 local function push(id, priority, front)
@@ -81,11 +92,28 @@ end
 local function is_cancelled(id)
   local ttl, record = string.match(redis.call('MGET', ARGV[4] .. id)[1] or '', '^(%d+) (.*)$')
   if not ttl then return false end
-  redis.call('DEL', ARGV[4] .. id)
-  redis.call('HINCRBY', KEYS[9], 'cancelled', 1)
-  over[#over + 1] = id
   finish(id, ttl, record, 'FAILED')
+  marks[#marks + 1] = ARGV[4] .. id
+  ends(id)
   return true
+end
+
+local function follow(id, priority, at, message)
+  if redis.call('HSETNX', KEYS[3], id, string.format('1 %.0f ', now) .. priority .. ' ' .. message) == 0 then return end
+  local due = 0
+  if at ~= '' then
+    due = string.sub(at, 1, 1) == '+' and now + tonumber(string.sub(at, 2)) or tonumber(at)
+  end
+  local taken, why
+  if due > now then
+    taken, why = pcall(schedule, id, due)
+  else
+    taken, why = pcall(push, id, tonumber(priority), false)
+  end
+  if not taken then
+    redis.call('HDEL', KEYS[3], id) -- or the repeat would find it there, in no place
+    error(why, 0)
+  end
 end
 
 local function bury(id, state)
@@ -101,69 +129,64 @@ local function bury(id, state)
   end
 end
 
-local i = 8 + n
-while ARGV[i] do
-  local verb, id = ARGV[i], ARGV[i + 1]
+local function settle(verb, id, i)
+  if not holds(id) then return end
   if verb == 'done' then
-    if release(id) then
-      processed = processed + 1
-      over[#over + 1] = id
-      finish(id, ARGV[i + 2], ARGV[i + 3], 'SUCCESSFUL')
-    end
-    i = i + 4
+    finish(id, ARGV[i + 2], ARGV[i + 3], 'SUCCESSFUL')
+    processed = processed + 1
+    ends(id)
   elseif verb == 'retry' then
-    if release(id) then
-      if ARGV[i + 4] == '1' then processed, failed = processed + 1, failed + 1 end
-      local priority = not is_cancelled(id) and priority_of(id)
+    if not is_cancelled(id) then
+      local priority, delay = priority_of(id), tonumber(ARGV[i + 2])
       if priority then
         redis.call('HSET', KEYS[4], id, ARGV[i + 3])
-        local delay = tonumber(ARGV[i + 2])
         if delay > 0 then schedule(id, now + delay) else push(id, priority, false) end
       end
+      placed(id)
     end
-    i = i + 5
+    if ARGV[i + 4] == '1' then processed, failed = processed + 1, failed + 1 end
   elseif verb == 'back' then
-    if release(id) then
-      local priority = not is_cancelled(id) and priority_of(id)
-      if priority then
-        if ARGV[i + 2] ~= '' then redis.call('HSET', KEYS[4], id, ARGV[i + 2]) end
-        push(id, priority, true)
-      end
+    if is_cancelled(id) then return end
+    local priority = priority_of(id)
+    if priority then
+      if ARGV[i + 2] ~= '' then redis.call('HSET', KEYS[4], id, ARGV[i + 2]) end
+      push(id, priority, true)
     end
-    i = i + 3
+    placed(id)
   elseif verb == 'dead' then
-    if release(id) then
-      processed, failed = processed + 1, failed + 1
-      bury(id, ARGV[i + 2])
-      finish(id, ARGV[i + 3], ARGV[i + 4], 'FAILED')
-    end
-    i = i + 5
+    bury(id, ARGV[i + 2])
+    finish(id, ARGV[i + 3], ARGV[i + 4], 'FAILED')
+    processed, failed = processed + 1, failed + 1
+    placed(id)
   elseif verb == 'drop' then
-    if release(id) then
-      over[#over + 1] = id
-      redis.call('HINCRBY', KEYS[9], ARGV[i + 4], 1)
-      finish(id, ARGV[i + 2], ARGV[i + 3], 'FAILED')
-    end
-    i = i + 5
+    finish(id, ARGV[i + 2], ARGV[i + 3], 'FAILED')
+    redis.call('HINCRBY', KEYS[9], ARGV[i + 4], 1)
+    ends(id)
   elseif verb == 'state' then
-    if redis.call('ZSCORE', KEYS[2], id) then redis.call('HSET', KEYS[4], id, ARGV[i + 2]) end
-    i = i + 3
-  else -- follow
-    local child, priority, at = ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
-    if redis.call('ZSCORE', KEYS[2], id)
-      and redis.call('HSETNX', KEYS[3], child, string.format('1 %.0f ', now) .. priority .. ' ' .. ARGV[i + 5]) == 1 then
-      local due = 0
-      if at ~= '' then
-        due = string.sub(at, 1, 1) == '+' and now + tonumber(string.sub(at, 2)) or tonumber(at)
-      end
-      if due > now then schedule(child, due) else push(child, tonumber(priority), false) end
-    end
-    i = i + 6
+    redis.call('HSET', KEYS[4], id, ARGV[i + 2])
+  else
+    follow(ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5])
   end
 end
 
+local words = {done = 4, retry = 5, back = 3, dead = 5, drop = 5, state = 3, follow = 6}
+local i, refused = 8 + n, nil
+while ARGV[i] do
+  local taken, why = pcall(settle, ARGV[i], ARGV[i + 1], i)
+  if not taken then
+    refused = refused or why
+    left[ARGV[i + 1]] = true -- with its follow-ups refused it is not done
+  end
+  i = i + words[ARGV[i]]
+end
+
 if #over > 0 then forget(over) end
+if #marks > 0 then
+  redis.call('DEL', unpack(marks))
+  redis.call('HINCRBY', KEYS[9], 'cancelled', #marks)
+end
 if processed > 0 then redis.call('HINCRBY', KEYS[9], 'processed', processed) end
 if failed > 0 then redis.call('HINCRBY', KEYS[9], 'failed', failed) end
 if woken then redis.call('ZADD', KEYS[10], 0, '0') end
+if refused then error(refused, 0) end
 return {now, settled}
