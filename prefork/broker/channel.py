@@ -21,6 +21,7 @@ import hiredis
 
 from prefork.broker import address, trouble, verbs
 from prefork.broker.dial import Dial, EventLoop, Timer
+from prefork.broker.wire import abort
 from prefork.errors import BrokerError
 
 Callback = Callable[[Any], None]
@@ -223,6 +224,8 @@ class Channel:
     def _break(self, error: BaseException) -> None:
         if self._closed:
             return
+        if self._socket:
+            abort(self._socket)
         self._drop()
         lost, self._expected = self._expected, deque()
         for sent in lost:

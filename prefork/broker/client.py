@@ -13,7 +13,7 @@ import hiredis
 import orjson
 
 from prefork.broker import durability, facts, passing, trouble, verbs
-from prefork.broker.caller import Caller, info_of
+from prefork.broker.caller import GIVE_UP_S, Caller, info_of
 from prefork.broker.keys import Keys, queues_key, worker_key
 from prefork.broker.wire import NEVER, NOT_SENT, TROUBLE, Connection, Wire
 from prefork.message import LARGE_BYTES
@@ -55,6 +55,7 @@ class Client(Caller):
         if head is None:
             return self._first(queue, entries)
         usual = len(entries) == 1 and len(entries[0].payload) < LARGE_BYTES and not (self.durability or self._failure)
+        usual = usual and GIVE_UP_S.get() == NEVER  # else its limit is not that of the connection
         # The pid first, as in `wire`.
         if usual and self._pid == os.getpid() and (wire := self._wire) is not None and self._checked:
             packed: bytes = hiredis.pack_command(entries[0][1:])  # type: ignore[arg-type]  # of any length
@@ -138,7 +139,8 @@ class Client(Caller):
         asked.append(("SCRIPT", "LOAD", verbs.script("restore").text))
         # Changes nothing, and yet a replica refuses it.
         asked += (verbs.restore(k, NOBODY, "gone").command() for k in keys)
-        asked += (("MGET", k.stop_prefix) for k in keys)  # which it asks for only where something is held
+        for k in keys:  # what it asks for only where there is something
+            asked += [("MGET", k.stop_prefix), ("LRANGE", k.pending, 0, 0), ("LTRIM", k.pending, 0, -1)]
         # The rights to channels are others than those to keys.
         asked += (("PUBLISH", k.done_prefix + NOBODY, "") for k in keys)
         # A server looks ten times a second whose wait is over; where there is something, nobody waits.

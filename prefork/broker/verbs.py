@@ -103,8 +103,11 @@ def restore(
 
 
 def beat(k: Keys, worker: str, lease_ms: int, *, first: bool) -> Call:
-    """Take or renew a lease. -> [server ms, next due ms or -1, 0 if nothing waits, worker, its lease's end ms, …]"""
-    return Call("beat", (k.leases, k.pending, k.ranked, k.scheduled, k.paused), (worker, lease_ms, "01"[first]))
+    """Take or renew a lease. -> [server ms, next due ms or -1, 0 if nothing waits, how many it holds, worker, its
+    lease's end ms, …]
+    """
+    keys = (k.leases, k.pending, k.ranked, k.scheduled, k.paused, k.active(worker))
+    return Call("beat", keys, (worker, lease_ms, "01"[first]))
 
 
 def cancel(
@@ -234,8 +237,8 @@ def is_answer(verb: str, reply: object) -> bool:
         # Of a thousand messages it is too dear to look at each; what is no message is a dead letter later.
         return lists and len(reply[3]) == len(reply[4]) and len(reply[5]) in (0, len(reply[3]))
     if verb == "beat":
-        odd = len(reply) >= 3 and len(reply) % 2 == 1
-        return odd and _are(int, reply[:3] + reply[4::2]) and _are(bytes, reply[3::2])
+        even = len(reply) >= 4 and len(reply) % 2 == 0
+        return even and _are(int, reply[:4] + reply[5::2]) and _are(bytes, reply[4::2])
     return verb not in ("settle", "enqueue") or (len(reply) == 2 and _are(int, reply))
 
 

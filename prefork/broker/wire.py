@@ -7,9 +7,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import select
 import socket
+import struct
 import time
 from typing import Any
 
@@ -126,6 +128,11 @@ class Connection:
         """End it. In a forked process: only here."""
         self._socket.close()
 
+    def abort(self) -> None:
+        """End it, and let nothing that was sent and is still here arrive later."""
+        abort(self._socket)
+        self._socket.close()
+
 
 class Wire:
     """The connections of one process to a broker. Safe from many threads: each request has one to itself."""
@@ -156,7 +163,7 @@ class Wire:
                 found.append(connection.reply())
             connection.until(NEVER)
         except BaseException:
-            connection.close()
+            connection.abort()
             raise
         self._idle.append(connection)
         return found
@@ -183,7 +190,7 @@ class Wire:
         try:
             reply = connection.exchange(packed)
         except BaseException:
-            connection.close()
+            connection.abort()
             raise
         self._idle.append(connection)
         return reply
@@ -242,3 +249,9 @@ def _connected_to(where: Address, found: lookup.Found, limit_s: float) -> socket
         it.close()
         raise
     return it
+
+
+def abort(connected: socket.socket) -> None:
+    """Let its close take back what was sent and is still here: it is not to arrive when an outage is over."""
+    with contextlib.suppress(OSError):
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -48,8 +48,15 @@ class Queue:
     owes_claim: bool = False
     waits: bool = False  # this worker, for what `enqueue` may hand it
     woken: bool = False  # while a claim was in flight: what that one found is old
-    refused: bool = False  # a claim was, a moment ago: the others have their turn meanwhile
+    refused: bool = False  # a claim was, a moment ago
     unkept: bool = False  # the broker may hold messages for this worker that are not here; no claim before it is told
+    unsettled: bool = False  # what becomes of its messages is refused
+
+    @property
+    def barred(self) -> bool:
+        """Whether nothing is to be claimed from it now; the others have their turn meanwhile."""
+        return self.refused or self.unkept or self.unsettled
+
     due: Timer | None = None
     due_ms: int = -1
 
@@ -59,7 +66,7 @@ def shares(queues: list[Queue], n: int, *, strict: bool) -> list[tuple[Queue, in
 
     Source of the latter: nginx, commit 52327e0627f4 ("Upstream: smooth weighted round-robin balancing").
     """
-    filled = [queue for queue in queues if not (queue.drained or queue.refused or queue.unkept)]
+    filled = [queue for queue in queues if not (queue.drained or queue.barred)]
     if strict or len(filled) < 2:
         return [(filled[0], n)] if filled else []
     total = sum(queue.weight for queue in filled)
@@ -152,16 +159,22 @@ class Claims:
         """
         if not self.open or not self.channel.ready or self._pauses():
             return
+        if all(queue.barred for queue in self.queues):
+            self._block(wakes=False)
+            return
         if n and not self.in_flight and not self.paused:
             for queue, some in shares(self.queues, min(n, LARGEST_CLAIM), strict=self._strict):
                 self._ask(queue, some, room)
         for queue in self.queues:
             # What is handed over now would find no child: a message of another queue has taken the last one.
-            if (queue.owes_claim or (queue.waits and room <= 0)) and not (
-                queue.in_flight or queue.refused or queue.unkept
-            ):
+            if (queue.owes_claim or (queue.waits and room <= 0)) and not (queue.in_flight or queue.barred):
                 self._ask(queue, 0, 0)
         self._block()
+
+    def bar(self, queues: set[str]) -> None:
+        """Claim nothing from these, whose outcomes are refused; from the others again."""
+        for queue in self.queues:
+            queue.unsettled = queue.keys.queue in queues
 
     def listen(self) -> None:
         """While nothing is claimed: hear what is asked of this worker."""
@@ -282,7 +295,8 @@ class Claims:
 
     def _block(self, *, wakes: bool = True) -> None:
         wakes = wakes and self.open
-        drained = {queue for queue in self.queues if queue.drained and not queue.in_flight} if wakes else set()
+        drained = {queue for queue in self.queues if queue.drained and not (queue.in_flight or queue.barred)}
+        drained = drained if wakes else set()
         if not self._blocker.ready or not self.worker:
             return
         if self._blocked_on is None:

@@ -91,8 +91,10 @@ class Lease:
 
     def __init__(
         self, loop: Loop, channel: Channel, claims: Claims, clock: ServerClock, lease_s: float,
-        max_takeovers: int, fenced: Callable[[str], None],
+        max_takeovers: int, fenced: Callable[[str], None], known: Callable[[str], int],
     ) -> None:  # fmt: skip
+        self._known = known  # how many messages of a queue are here
+        self._odd: set[str] = set()  # queues of which the broker holds more for this worker
         self._loop, self._channel, self._claims, self._clock = loop, channel, claims, clock
         self._lease_ms, self._max_takeovers, self._fenced = round(lease_s * 1000), max_takeovers, fenced
         self._serial = time.monotonic_ns() // 1_000_000  # a process that was replaced by exec keeps pid and start
@@ -177,7 +179,8 @@ class Lease:
                 self._beat_in(REFUSED_PAUSE_S)
             return False
         self.outage.ends(part)
-        now_ms, next_due_ms, waiting, *leases = reply
+        now_ms, next_due_ms, waiting, holds, *leases = reply
+        self._compare(queue, holds)
         self._clock.told(now_ms, sent_s)
         self._claims.due(queue, next_due_ms)
         if waiting:
@@ -200,6 +203,25 @@ class Lease:
         for worker, end_ms, unmoved in self._rivals.judge(queue.keys.queue, now_ms, time.monotonic(), alive):
             self._take_over(queue, worker, "unmoved" if unmoved else "expired", end_ms)
         return True
+
+    def _compare(self, queue: Queue, holds: int) -> None:
+        """A claim that an outage has held up may be carried out when it is over, and its reply goes nowhere.
+
+        What `enqueue` has handed over may be on its way: so not before it is found twice.
+        """
+        name = queue.keys.queue
+        if not self._claims.open or holds <= (known := self._known(name)):
+            self._odd.discard(name)
+        elif name not in self._odd:
+            self._odd.add(name)
+            self._beat_in(REFUSED_PAUSE_S)
+        else:
+            self._odd.discard(name)
+            log.info(
+                "the broker holds %d messages of queue %s for this worker, of which %d have come; the others go back",
+                holds, name, known,
+            )  # fmt: skip
+            self._claims.keep_soon()
 
     def _take_over(self, queue: Queue, worker: str, mode: str, end_ms: int = 0) -> None:
         key = queue.keys.queue, worker

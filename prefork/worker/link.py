@@ -92,6 +92,7 @@ class Link:
         self.settlement.worker = self.claims.worker = self.lease.worker
         for queue in self.claims.queues:
             queue.unkept = False
+            self.outage.ends(f"messages of queue {queue.keys.queue}")
         # So that operators find this worker, also where nothing was enqueued yet.
         names = [queue.keys.queue for queue in self.claims.queues]
         self.channel.send_words(("SADD", queues_key(self._prefix), *names), lambda reply: None)
@@ -123,7 +124,12 @@ class Link:
             if worker != self.lease.worker or isinstance(reply, Lost):
                 return
             due.discard(queue)
+            part = f"messages of queue {queue.keys.queue}"
             queue.unkept = isinstance(reply, Exception)
+            if queue.unkept:
+                self.outage.begins(part, f"the broker does not take {part} back: {reply}")
+            else:
+                self.outage.ends(part)
             if due:
                 return
             if any(queue.unkept for queue in self.claims.queues):  # the others go on meanwhile
@@ -138,6 +144,10 @@ class Link:
                 verbs.restore(queue.keys, worker, "keep", kept),
                 lambda reply, queue=queue: answered(queue, reply),  # type: ignore[misc]
             )
+
+    def known(self, queue: str) -> int:
+        """How many messages of a queue are here."""
+        return len(self.work.known_ids(queue) | self.settlement.outboxes[queue].ids())
 
     def fenced(self, said: str) -> None:
         """Another worker has taken over all that this one held: drop it, and begin anew as a new worker."""

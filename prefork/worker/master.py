@@ -95,7 +95,14 @@ class Master:
             fenced=link.fenced, requested=lambda request: self.commands.requested(request), keep=link.reconcile,
         )  # fmt: skip
         self.lease = link.lease = Lease(
-            loop, link.channel, self.claims, self.clock, settings.lease_s, settings.max_takeovers, link.fenced
+            loop,
+            link.channel,
+            self.claims,
+            self.clock,
+            settings.lease_s,
+            settings.max_takeovers,
+            link.fenced,
+            link.known,
         )
         self.settlement.outage = self.claims.outage = self.lease.outage = link.outage
         self.shutdown = link.shutdown = self.work.shutdown = Shutdown(
@@ -177,6 +184,7 @@ class Master:
         if self.channel.ready:
             self.settlement.flush(self.channel)
             self.claims.keep_if_due()
+            self.claims.bar(self.settlement.barred)
             if not running or self.settlement.backs_wait:
                 self.claims.listen()
             else:

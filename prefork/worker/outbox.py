@@ -31,6 +31,7 @@ BATCHES_A_WAIT = 10  # for a disk that is synced every second
 REFUSED_PAUSE_S = 0.5
 MOST_REFUSED = 1000  # outcomes kept of messages that were claimed although the broker refuses outcomes
 Record = tuple[verbs.Argument, ...]
+NONE: set[str] = set()
 
 
 @dataclass
@@ -48,6 +49,8 @@ class Outbox:
     in_flight: bool = False
     left_behind: bool = False  # by the latest batch: what did not fit into it
     backs_wait: bool = False  # messages on their way back, which a claim sent now would overtake
+    refused: bool = False  # its outcomes, until they are taken
+    pauses: bool = False  # sends nothing for a moment
 
     def ids(self) -> set[str | bytes]:
         """The messages that are decided, and not known to be settled."""
@@ -56,7 +59,7 @@ class Outbox:
 
     def is_due(self) -> bool:
         """Whether there is something to send, and the reply to what was sent before has come."""
-        return not self.in_flight and bool(self.plain or self.records or self.progress)
+        return not (self.in_flight or self.pauses) and bool(self.plain or self.records or self.progress)
 
     def progress_words(self) -> list[verbs.Argument]:
         """What the next script says of what runs, which goes first; no more of it than it has room for."""
@@ -87,7 +90,7 @@ class Outboxes:
         self._prefix, self._announced = prefix, set[str]()
         self._unsent_follow_ups: list[Callable[[], None]] = []
         self._elsewhere: dict[str | bytes, Callable[[], None]] = {}  # sends what a task has put into other queues
-        self._pausing = self._asks_again = False  # sends no outcomes until then; will ask for what was refused
+        self._asks_again = False  # will ask in a moment for what was refused
         self.durability: Durability | None = None
         self.wait_s = 0.0  # for it, at most
         self._refusals: set[str] = set()  # what is refused, until it is taken or forgotten
@@ -99,8 +102,6 @@ class Outboxes:
 
     def flush(self, channel: Channel) -> None:
         """Send what has gathered, one batch for each queue at a time."""
-        if self._pausing:
-            return
         due = [outbox for outbox in self.outboxes.values() if outbox.is_due()]
         if self.durability is None:
             for outbox in due:
@@ -116,8 +117,7 @@ class Outboxes:
         while len(calls) < most and (outbox.plain or outbox.records):
             calls.append(self._batch(outbox, []))
         outbox.in_flight, outbox.left_behind = True, bool(outbox.plain or outbox.records)
-        refused = f"outcomes of queue {outbox.keys.queue}" in self._refusals
-        outbox.backs_wait = refused or (outbox.backs_wait and bool(outbox.records))
+        outbox.backs_wait = outbox.refused or (outbox.backs_wait and bool(outbox.records))
         return calls
 
     def _batch(self, outbox: Outbox, words: list[verbs.Argument]) -> verbs.Call:
@@ -179,9 +179,10 @@ class Outboxes:
             outbox.progress = outbox.sent_progress | outbox.progress
             outbox.backs_wait = bool(outbox.records)
             if not isinstance(reply, Lost):
-                self._pausing = True
+                outbox.refused = outbox.pauses = True
                 self._refused(f"outcomes of queue {outbox.keys.queue}", reply)
         else:
+            outbox.refused = False
             outbox.backs_wait = outbox.backs_wait and bool(outbox.records)
             self._taken(f"outcomes of queue {outbox.keys.queue}")
             if self._elsewhere:
@@ -196,15 +197,23 @@ class Outboxes:
 
     @property
     def backs_wait(self) -> bool:
-        """Whether a claim sent now would overtake messages that are on their way back."""
-        return any(outbox.backs_wait for outbox in self.outboxes.values())
+        """Whether a claim sent now would overtake messages that are on their way back; but see `barred`."""
+        return any(outbox.backs_wait and not outbox.refused for outbox in self.outboxes.values())
 
     @property
     def is_full(self) -> bool:
-        """Whether so much waits for the broker to take it, or is refused, that nothing more should be claimed."""
-        if any(box.left_behind and (box.records or box.plain) for box in self.outboxes.values()):
-            return True
-        return bool(self._refusals) and self.unsettled() >= MOST_REFUSED
+        """Whether so much waits for the broker to take it that nothing more should be claimed; but see `barred`."""
+        return any(box.left_behind and not box.refused and (box.records or box.plain) for box in self.outboxes.values())
+
+    @property
+    def barred(self) -> set[str]:
+        """The queues from which nothing is to be claimed, because of what is refused. The others go on."""
+        if not self._refusals:
+            return NONE
+        return {
+            queue for queue, box in self.outboxes.items()
+            if (box.refused and (box.backs_wait or box.left_behind)) or len(box.ids()) >= MOST_REFUSED
+        }  # fmt: skip
 
     @property
     def refuses(self) -> bool:
@@ -221,6 +230,7 @@ class Outboxes:
             self._elsewhere.pop(id, None)
         outbox.backs_wait = outbox.backs_wait and bool(outbox.records)
         if not outbox:  # nothing is sent any more that could be taken
+            outbox.refused = False
             self._taken(f"outcomes of queue {queue}")
 
     def unsettled(self) -> int:
@@ -248,7 +258,9 @@ class Outboxes:
         self._asks_again = True
 
         def go_on() -> None:
-            self._asks_again = self._pausing = False
+            self._asks_again = False
+            for outbox in self.outboxes.values():
+                outbox.pauses = False
             self.resend()
 
         self._later(REFUSED_PAUSE_S, go_on)

@@ -69,12 +69,12 @@ class Work:
         """Whether anything is claimed and not answered."""
         return bool(self.dispatcher.ready) or any(child.end.unanswered for child in self._pool.children)
 
-    def known_ids(self) -> set[str]:
-        """The messages that are claimed and not answered."""
-        known = {order.message.id for order in self.dispatcher.ready}
+    def known_ids(self, queue: str = "") -> set[str]:
+        """The messages that are claimed and not answered; of one queue, or of all."""
+        orders = [*self.dispatcher.ready]
         for child in self._pool.children:
-            known.update(order.message.id for order in child.end.unanswered.values())
-        return known
+            orders += child.end.unanswered.values()
+        return {order.message.id for order in orders if queue in ("", order.message.queue)}
 
     # -- claimed ------------------------------------------------------------------------------------------------
 

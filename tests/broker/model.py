@@ -109,7 +109,8 @@ class Model:
         self.leases[worker] = now + lease_ms
         waiting = 0 if self.paused else bool(self.pending) + bool(self.ranked)
         leases = sorted(self.leases.items(), key=lambda item: (item[1], item[0]))
-        return [now, self.next_due(), waiting, *(part for name, end in leases for part in (name.encode(), end))]
+        holds = len(self.active.get(worker, ()))
+        return [now, self.next_due(), waiting, holds, *(part for name, end in leases for part in (name.encode(), end))]
 
     def claim(self, worker: str, n: int, now: int) -> tuple[int, int, list[str]]:
         """-> next due, how many are left, ids"""

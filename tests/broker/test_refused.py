@@ -47,7 +47,7 @@ def test_what_could_not_be_placed_is_not_accepted(bench: Bench, key: str, entry:
     assert bench.run(verbs.enqueue(bench.keys, entries, again=True))[1] == 3
     bench.lease("w")
     if not entry[1]:
-        assert sorted(set(bench.claim("w", 9).ids)) == ["a", "b", "c"]
+        assert sorted(bench.claim("w", 9).ids) == ["a", "b", "c"]
 
 
 def test_a_producer_is_told_so_each_time(server: Server) -> None:
@@ -132,9 +132,51 @@ def test_a_claim_that_is_refused_leaves_all_where_they_are_or_active(bench: Benc
     for _ in range(3):
         with spoiled(bench, broken):
             bench.run(verbs.claim(bench.keys, "w", 1, 1, 9))
-    bench.restore("w", "keep")
+        bench.restore("w", "keep")
+    assert sorted(bench.claim("w", 9).ids) == ["a", "b", "c", "d"]
+
+
+def test_who_may_not_trim_a_list_claims_nothing_from_it(server: Server) -> None:
+    bench = Bench(server.client)
+    bench.put("a", "b")
     bench.lease("w")
-    assert sorted(set(bench.claim("w", 9).ids)) == ["a", "b", "c", "d"]
+    server.client.execute_command("ACL", "SETUSER", "half", "on", "nopass", "~*", "&*", "+@all", "-ltrim")
+    with redis.Redis(unix_socket_path=str(server.path), username="half", password="x") as client:
+        half = Bench(client)
+        for _ in range(3):
+            with pytest.raises(redis.ResponseError, match=r"NOPERM|can't run this command|no permissions"):
+                half.claim("w", 9)
+            half.restore("w", "keep")
+    assert bench.pending == ["a", "b"]
+    server.client.execute_command("ACL", "DELUSER", "half")
+
+
+@pytest.mark.parametrize("key", ["pending", "ranked"])
+def test_a_restore_that_is_refused_again_and_again_makes_no_copies_and_charges_nothing(bench: Bench, key: str) -> None:
+    bench.put("a", "b")
+    bench.put("c", "d", priority=3)
+    bench.lease("w", "v")
+    bench.claim("w", 9)
+    for _ in range(4):
+        with spoiled(bench, getattr(bench.keys, key)):
+            bench.run(verbs.restore(bench.keys, "w", "gone", (), 2))
+    assert bench.run(verbs.restore(bench.keys, "w", "gone", (), 2)) == 4
+    assert bench.claim("v", 9).ids == ["c", "d", "a", "b"]
+    assert bench.dead == []
+
+
+def test_counters_that_are_spoiled_hold_up_no_outcome_and_none_is_counted_twice(bench: Bench) -> None:
+    bench.lease("w")
+    bench.put("a", "b", "c")
+    bench.claim("w", 3)
+    bench.client.set(bench.keys.stats, "spoiled")
+    assert bench.settle("w", ("drop", "a", 0, b"", "expired"))[1] == 1
+    bench.client.delete(bench.keys.stats)
+    for _ in range(3):
+        with spoiled(bench, bench.keys.state):
+            bench.settle("w", ("drop", "b", 0, b"", "expired"), ("done", "c", 0, b""))
+    bench.settle("w", ("drop", "b", 0, b"", "expired"), ("done", "c", 0, b""))
+    assert bench.stats == {"expired": 1, "processed": 1}
 
 
 @pytest.mark.parametrize("priority", [0, 5])

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from prefork import BrokerError
+from prefork.broker import verbs
+from prefork.broker.client import Client
 from tests.conftest import PATIENCE_S, SLACK_S, Project, until
 from tests.process.scene import STEPS, Clock, active, counts, gone, key, place
 
@@ -213,6 +215,25 @@ def test_a_stop_while_the_broker_is_read_only_is_bounded(own_project: Project, n
     assert worker.stop(number) == 0
     assert clock.s < 1 + SLACK_S
     until(lambda: gone(*children))
+
+
+def test_a_claim_that_is_carried_out_when_nobody_waits_for_its_reply_strands_nothing(project: Project) -> None:
+    """What a network has held up may arrive when the worker has long been on another connection."""
+    worker = project.worker("lease = 6")
+    project.tasks.add.enqueue(0).wait(timeout=60)
+    (name,) = (it.decode() for it in project.server.client.zrange(key("leases"), 0, -1))
+    worker.send(signal.SIGSTOP)
+    results = project.tasks.app.enqueue_many(project.tasks.add.s(n) for n in range(10))
+    late = Client(project.server.url, "prefork")
+    late.call(verbs.claim(late.keys("default"), name, 5))
+    late.close()
+    assert active(project) == 5
+    worker.send(signal.SIGCONT)
+    assert [result.wait(timeout=60) for result in results] == [*range(2, 12)]
+    assert "for this worker, of which 0 have come; the others go back" in worker.log
+    until(lambda: active(project) == 0)
+    assert worker.stop() == 0
+    assert "ERROR" not in worker.log
 
 
 def test_a_connection_that_is_cut_costs_nothing(project: Project) -> None:

@@ -631,6 +631,21 @@ def test_what_is_cancelled_while_scheduled_never_runs(project: Project) -> None:
     assert worker.stop() == 0
 
 
+def test_an_outcome_that_is_refused_in_one_queue_holds_up_no_other(project: Project) -> None:
+    project.server.client.set("prefork:{mail}:dead", "spoiled")
+    worker = project.worker("queues = mail, default")
+    failed = project.tasks.die.using(queue_name="mail").enqueue()
+    worker.wait_for("does not take outcomes of queue mail")
+    results = project.tasks.app.enqueue_many(project.tasks.add.s(n) for n in range(50))
+    assert [result.wait(timeout=60) for result in results] == [*range(2, 52)]
+    assert project.server.client.hexists("prefork:{mail}:m", failed.id)
+    project.server.client.delete("prefork:{mail}:dead")
+    until(lambda: project.server.client.zcard("prefork:{mail}:dead") == 1)
+    again = project.tasks.add.using(queue_name="mail").enqueue(1)
+    assert again.wait(timeout=60) == 3
+    assert worker.stop() == 0
+
+
 def test_dead_letters_are_bounded(project: Project) -> None:
     worker = project.worker("dead_max = 5")
     results = [project.tasks.die.enqueue() for _ in range(12)]

@@ -553,6 +553,25 @@ def test_of_a_queue_in_which_something_may_be_held_that_is_not_here_nothing_is_c
     assert it.asks() == [("q0", 1)]
 
 
+def test_from_a_queue_whose_outcomes_are_refused_nothing_is_claimed_until_they_are_taken() -> None:
+    it = Worker(1, 1)
+    it.claims.bar({"q0"})
+    it.claims.turn(1, 1)
+    assert it.asks() == [("q1", 1)]
+    it.found()
+    it.claims.turn(1, 1)
+    assert it.blocks_on() == {"q1"}, "of what it could not claim another is to hear"
+    it.blocker.reply(None)
+    it.claims.bar({"q0", "q1"})
+    it.claims.turn(1, 1)
+    assert it.asks() == []
+    assert it.blocks_on() == set()
+    assert it.hears() == {"q0", "q1"}
+    it.claims.bar(set())
+    it.claims.turn(1, 1)
+    assert ("q0", 1) in it.asks()
+
+
 def test_what_has_been_claimed_is_below_the_next_serial() -> None:
     it = Worker()
     for _ in range(3):

@@ -155,6 +155,11 @@ class Claims:
     queues: list[Queue]
     told_due: list[tuple[str, int]] = field(default_factory=list)
     woken: list[str] = field(default_factory=list)
+    open: bool = True
+    kept: int = 0
+
+    def keep_soon(self) -> None:
+        self.kept += 1
 
     def due(self, queue: Queue, next_due_ms: int) -> None:
         self.told_due.append((queue.keys.queue, next_due_ms))
@@ -171,17 +176,23 @@ class Held:
         self.claims = Claims([Queue(Keys("p", "mail"), 1), Queue(Keys("p", "print"), 1)])
         self.fenced: list[str] = []
         self.held: list[bool] = []
-        self.lease = Lease(self.loop, self.wire, self.claims, ServerClock(), 9.0, 10, self.fenced.append)  # type: ignore[arg-type]
+        self.known = {"mail": 0, "print": 0}
+        self.lease = Lease(
+            self.loop, self.wire, self.claims, ServerClock(), 9.0, 10, self.fenced.append,  # type: ignore[arg-type]
+            self.known.__getitem__,
+        )  # fmt: skip
 
     def begin(self) -> None:
         self.lease.begin(lambda: self.held.append(True))
 
-    def beat(self, *others: tuple[str | bytes, int], waiting: int = 0, next_due_ms: int = -1) -> Call:
+    def beat(
+        self, *others: tuple[str | bytes, int], waiting: int = 0, next_due_ms: int = -1, holds: int = 0
+    ) -> Call:  # fmt: skip
         """The broker replies to the oldest beat: these leases there are beside ours."""
         leases: list[Any] = [self.lease.worker.encode(), NOW_MS + 9000]
         for name, ends_ms in others:
             leases += [name.encode() if isinstance(name, str) else name, ends_ms]
-        return self.wire.reply([NOW_MS, next_due_ms, waiting, *leases])
+        return self.wire.reply([NOW_MS, next_due_ms, waiting, holds, *leases])
 
 
 @pytest.fixture
@@ -264,6 +275,41 @@ def test_each_beat_tells_what_waits_and_what_is_due(it: Held) -> None:
     it.beat()
     assert it.claims.told_due == [("mail", NOW_MS + 5), ("print", -1)]
     assert it.claims.woken == ["mail"]
+
+
+def test_what_the_broker_holds_for_this_worker_and_is_not_here_is_put_back(
+    it: Held, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+
+    def beat(holds: int) -> float:
+        """-> after how many seconds the next one comes"""
+        it.beat(holds=holds)
+        it.beat()
+        timer = it.loop.live()[-1]
+        it.loop.timers.clear()
+        timer.callback()
+        return timer.delay_s
+
+    it.known["mail"] = 3
+    it.begin()
+    assert beat(3) == pytest.approx(3.0)
+    assert beat(2) == pytest.approx(3.0)
+    assert beat(5) == pytest.approx(0.5), "what is just being handed over is known at the next one"
+    assert beat(3) == pytest.approx(3.0)
+    assert it.claims.kept == 0
+    beat(5)
+    beat(4)
+    assert it.claims.kept == 1
+    assert "holds 4 messages of queue mail for this worker, of which 3 have come" in caplog.text
+    beat(4)
+    it.claims.open = False  # it is being put right already
+    beat(4)
+    it.claims.open = True
+    beat(4)
+    assert it.claims.kept == 1
+    beat(4)
+    assert it.claims.kept == 2
 
 
 def test_a_worker_of_this_host_that_is_gone_is_taken_over_at_once(it: Held, caplog: pytest.LogCaptureFixture) -> None:

@@ -614,11 +614,18 @@ def test_nothing_is_claimed_behind_a_batch_that_was_refused_until_it_is_taken(de
     desk.flush()
     assert not desk.it.backs_wait
     desk.wire.reply(hiredis.ReplyError("WRONGTYPE"))
+    for _ in range(2):
+        assert desk.it.barred == {"default"}, "the other queues go on"
+        assert not desk.it.backs_wait
+        assert not desk.it.is_full
+        desk.later.pop()[1]()
+        desk.flush()
+        assert desk.it.barred == {"default"}
+        desk.wire.reply(hiredis.ReplyError("WRONGTYPE"))
     desk.later.pop()[1]()
     desk.flush()
-    assert desk.it.backs_wait
     desk.wire.reply([NOW_MS, 2])
-    assert not desk.it.backs_wait
+    assert desk.it.barred == set()
 
 
 def test_what_was_claimed_behind_a_batch_that_was_broken_off_is_not_put_back_in_the_midst_of_its_run(
@@ -636,13 +643,24 @@ def test_what_was_claimed_behind_a_batch_that_was_broken_off_is_not_put_back_in_
 def test_what_is_refused_fills_up_and_what_is_forgotten_does_not(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(MOST_REFUSED):
         desk.answer(desk.order("quiet"), DONE)
-    assert not desk.it.is_full, "it is on its way"
+    assert desk.it.barred == set(), "it is on its way"
     desk.flush()
     desk.wire.reply(hiredis.ReplyError("WRONGTYPE"))
-    assert desk.it.is_full
+    assert desk.it.barred == {"default"}
     desk.it.forget_all()
-    assert not desk.it.is_full
+    assert desk.it.barred == set()
     assert "the broker is back" in caplog.text
+
+
+def test_a_queue_whose_outcomes_are_refused_does_not_hold_up_those_of_the_others(desk: Desk) -> None:
+    desk.answer(desk.order(queue="mail"), DONE, b"1")
+    desk.flush()
+    desk.wire.reply(hiredis.ReplyError("WRONGTYPE"))
+    for _ in range(3):
+        desk.answer(desk.order(), DONE, b"1")
+        assert len(desk.sent()[1]) == 1
+    assert desk.it.unsettled() == 1
+    assert desk.it.barred == {"mail"}
 
 
 def test_a_refused_batch_is_kept_and_sent_again_after_a_pause(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,7 +1,8 @@
 -- Take or renew a worker's lease on a queue, and tell it what it should know. In few commands: an idle worker sends this.
--- KEYS  1 leases  2 pending  3 ranked  4 scheduled  5 paused
+-- KEYS  1 leases  2 pending  3 ranked  4 scheduled  5 paused  6 active of the worker
 -- ARGV  1 worker  2 lease in ms  3 "1" to take a lease, "0" to renew it
--- Returns  {server time in ms, next due in ms or -1, 0 if nothing waits, worker, end of its lease, worker, end …}
+-- Returns  {server time in ms, next due in ms or -1, 0 if nothing waits, how many it holds, worker, end of its lease,
+--          worker, end …}
 -- Errors  FENCED: the lease to renew is gone
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -15,7 +16,8 @@ end
 local next_due = redis.call('ZRANGE', KEYS[4], 0, 0, 'WITHSCORES')[2]
 local waiting = redis.call('EXISTS', KEYS[2], KEYS[3])
 if waiting > 0 and redis.call('EXISTS', KEYS[5]) == 1 then waiting = 0 end
-local reply, held = {now, next_due and tonumber(next_due) or -1, waiting}, false
+local reply = {now, next_due and tonumber(next_due) or -1, waiting, redis.call('ZCARD', KEYS[6])}
+local held = false
 local leases = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
 for i = 1, #leases, 2 do
   reply[#reply + 1] = leases[i]

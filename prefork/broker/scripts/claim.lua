@@ -103,6 +103,7 @@ if n > 0 then
 end
 
 local states = {}
+if from_pending > 0 then redis.call('LTRIM', KEYS[5], 0, -1) end -- whether that is permitted, while nothing is changed
 if #ids > 0 then
   local active = {}
   -- Keeps their order for `restore`, also that of claims within a millisecond: a claim takes longer than its steps.

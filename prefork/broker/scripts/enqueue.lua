@@ -64,10 +64,6 @@ for i = 4, #ARGV, 4 do
       woken = false
     elseif priority == '0' then
       ready[#ready + 1] = id
-      if #ready == 1000 then
-        try('RPUSH', KEYS[2], unpack(ready))
-        ready = {}
-      end
       woken = true
     else
       try('ZADD', KEYS[3], -tonumber(priority), id)
@@ -76,7 +72,10 @@ for i = 4, #ARGV, 4 do
     if refused then return take_out() end
   end
 end
-if #ready > 0 then try('RPUSH', KEYS[2], unpack(ready)) end
-if woken and not refused then try('ZADD', KEYS[5], 0, '0') end
+if woken then try('ZADD', KEYS[5], 0, '0') end
+for first = 1, #ready, 1000 do
+  -- Last, since a repeat of what is refused behind it would have the ids there once more.
+  if not refused then try('RPUSH', KEYS[2], unpack(ready, first, math.min(first + 999, #ready))) end
+end
 if refused then return take_out() end
 return {now, accepted}

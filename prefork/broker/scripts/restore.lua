@@ -27,12 +27,9 @@ if ARGV[2] == 'keep' then
   for i = 7, #ARGV do kept[ARGV[i]] = true end
 end
 
--- What takes the whole worker down, each time, is found by this alone: nobody lives to tell which task it was.
+-- What takes the whole worker down, each time, is found by the count of its takeovers alone: nobody lives to tell which
+-- task it was.
 local charged = ARGV[2] == 'gone' or ARGV[2] == 'expired' or ARGV[2] == 'unmoved'
-local function is_poison(id)
-  if not charged then return false end
-  return redis.call('HINCRBY', KEYS[7], id, 1) >= tonumber(ARGV[3])
-end
 
 local function bury(id)
   local known, state = pcall(cjson.decode, redis.call('HGET', KEYS[8], id) or '{}')
@@ -52,11 +49,11 @@ end
 local function is_cancelled(id, mark)
   local ttl, record = string.match(mark or '', '^(%d+) (.*)$')
   if not ttl then return false end
-  redis.call('DEL', ARGV[6] .. id)
-  redis.call('HDEL', KEYS[3], id)
-  redis.call('HDEL', KEYS[8], id)
-  redis.call('HINCRBY', KEYS[10], 'cancelled', 1)
   if ttl ~= '0' then redis.call('SET', ARGV[5] .. id, record, 'PX', ttl) end
+  redis.call('HDEL', KEYS[8], id)
+  redis.call('HDEL', KEYS[3], id)
+  redis.call('DEL', ARGV[6] .. id)
+  redis.pcall('HINCRBY', KEYS[10], 'cancelled', 1)
   redis.pcall('PUBLISH', ARGV[4] .. id, 'FAILED')
   return true
 end
@@ -67,25 +64,29 @@ local function each_slice(ids, act)
 end
 
 local held = redis.call('ZRANGE', KEYS[2], 0, -1)
-local leaving, marks, front, ranked = {}, {}, {}, {}
+local leaving, marks, front, ranked, poison, counts = {}, {}, {}, {}, {}, {}
 for i = #held, 1, -1 do
   if not kept[held[i]] then
     leaving[#leaving + 1] = held[i]
     marks[#marks + 1] = ARGV[6] .. held[i]
   end
 end
-local asked = {}
+local asked, deaths = {}, {}
 each_slice(marks, function(...)
   for _, mark in ipairs(redis.call('MGET', ...)) do asked[#asked + 1] = mark end
 end)
-local moved, buried = 0, 0
+if charged then
+  each_slice(leaving, function(...)
+    for _, times in ipairs(redis.call('HMGET', KEYS[7], ...)) do deaths[#deaths + 1] = tonumber(times or 0) or 0 end
+  end)
+end
+local moved = 0
 for i, id in ipairs(leaving) do
   local message = redis.call('HGET', KEYS[3], id)
   if not message or is_cancelled(id, asked[i]) then
     -- nothing is left of it
-  elseif is_poison(id) then
-    bury(id)
-    moved, buried = moved + 1, buried + 1
+  elseif charged and deaths[i] + 1 >= tonumber(ARGV[3]) then
+    poison[#poison + 1] = id
   else
     local priority = tonumber(string.match(message, '^%d+ %d+ (%-?%d+) ')) or 0
     if priority == 0 then
@@ -94,15 +95,27 @@ for i, id in ipairs(leaving) do
       ranked[#ranked + 1], ranked[#ranked + 2] = -priority, id
     end
     moved = moved + 1
+    counts[#counts + 1], counts[#counts + 2] = id, (deaths[i] or 0) + 1
   end
 end
--- If the server breaks this off, a message is rather in two places than in none.
-each_slice(front, function(...) redis.call('LPUSH', KEYS[4], ...) end)
+-- If the server breaks this off, a message is rather in two places than in none; and what is done twice changes nothing,
+-- but for what goes to the front, which leaves at once.
 each_slice(ranked, function(...) redis.call('ZADD', KEYS[5], ...) end)
+each_slice(front, function(...)
+  redis.call('LPUSH', KEYS[4], ...)
+  redis.call('ZREM', KEYS[2], ...)
+end)
+each_slice(poison, function(...)
+  for _, id in ipairs({...}) do bury(id) end
+  redis.call('ZREM', KEYS[2], ...)
+end)
 each_slice(leaving, function(...) redis.call('ZREM', KEYS[2], ...) end)
 -- Last, so that it is still taken over from if the server breaks this off.
 if ARGV[2] ~= 'keep' then redis.call('ZREM', KEYS[1], ARGV[1]) end
-if charged and #leaving > 0 then redis.call('PEXPIRE', KEYS[7], 604800000) end
-if moved > buried then redis.call('ZADD', KEYS[6], 0, '0') end
-if buried > 0 then return {moved, buried} end
+if charged and #counts > 0 then
+  each_slice(counts, function(...) redis.call('HSET', KEYS[7], ...) end)
+  redis.call('PEXPIRE', KEYS[7], 604800000)
+end
+if moved > 0 then redis.call('ZADD', KEYS[6], 0, '0') end
+if #poison > 0 then return {moved + #poison, #poison} end
 return moved

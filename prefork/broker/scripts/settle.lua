@@ -20,8 +20,12 @@ end
 redis.call('ZREM', KEYS[1], '')
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local settled, processed, failed = 0, 0, 0
+local settled = 0
 local woken, over, marks, left = false, {}, {}, {}
+local placed_counts, over_counts = {}, {} -- counters, of what has another place and of what is over
+local function count(counts, name, n)
+  counts[name] = (counts[name] or 0) + n
+end
 
 -- What is over leaves no message and no history. All leave the active set last: what the broker refuses in the middle (a
 -- key of the wrong type, a right that is missing) is still held, and settled when it is said again.
@@ -39,8 +43,8 @@ if n > 0 then
     if claimed then held[#held + 1] = ids[i] end
   end
   if #held > 0 then
-    processed = forget(held)
-    settled = processed
+    settled = forget(held)
+    count(placed_counts, 'processed', settled)
   end
 end
 
@@ -94,16 +98,17 @@ local function is_cancelled(id)
   if not ttl then return false end
   finish(id, ttl, record, 'FAILED')
   marks[#marks + 1] = ARGV[4] .. id
+  count(over_counts, 'cancelled', 1)
   ends(id)
   return true
 end
 
 local function follow(id, priority, at, message)
-  if redis.call('HSETNX', KEYS[3], id, string.format('1 %.0f ', now) .. priority .. ' ' .. message) == 0 then return end
   local due = 0
   if at ~= '' then
     due = string.sub(at, 1, 1) == '+' and now + tonumber(string.sub(at, 2)) or tonumber(at)
   end
+  if redis.call('HSETNX', KEYS[3], id, string.format('1 %.0f ', now) .. priority .. ' ' .. message) == 0 then return end
   local taken, why
   if due > now then
     taken, why = pcall(schedule, id, due)
@@ -133,10 +138,13 @@ local function settle(verb, id, i)
   if not holds(id) then return end
   if verb == 'done' then
     finish(id, ARGV[i + 2], ARGV[i + 3], 'SUCCESSFUL')
-    processed = processed + 1
+    count(over_counts, 'processed', 1)
     ends(id)
   elseif verb == 'retry' then
-    if not is_cancelled(id) then
+    local counts = placed_counts
+    if is_cancelled(id) then
+      counts = over_counts
+    else
       local priority, delay = priority_of(id), tonumber(ARGV[i + 2])
       if priority then
         redis.call('HSET', KEYS[4], id, ARGV[i + 3])
@@ -144,7 +152,10 @@ local function settle(verb, id, i)
       end
       placed(id)
     end
-    if ARGV[i + 4] == '1' then processed, failed = processed + 1, failed + 1 end
+    if ARGV[i + 4] == '1' then
+      count(counts, 'processed', 1)
+      count(counts, 'failed', 1)
+    end
   elseif verb == 'back' then
     if is_cancelled(id) then return end
     local priority = priority_of(id)
@@ -156,11 +167,12 @@ local function settle(verb, id, i)
   elseif verb == 'dead' then
     bury(id, ARGV[i + 2])
     finish(id, ARGV[i + 3], ARGV[i + 4], 'FAILED')
-    processed, failed = processed + 1, failed + 1
     placed(id)
+    count(placed_counts, 'processed', 1)
+    count(placed_counts, 'failed', 1)
   elseif verb == 'drop' then
     finish(id, ARGV[i + 2], ARGV[i + 3], 'FAILED')
-    redis.call('HINCRBY', KEYS[9], ARGV[i + 4], 1)
+    count(over_counts, ARGV[i + 4], 1)
     ends(id)
   elseif verb == 'state' then
     redis.call('HSET', KEYS[4], id, ARGV[i + 2])
@@ -180,13 +192,19 @@ while ARGV[i] do
   i = i + words[ARGV[i]]
 end
 
-if #over > 0 then forget(over) end
-if #marks > 0 then
-  redis.call('DEL', unpack(marks))
-  redis.call('HINCRBY', KEYS[9], 'cancelled', #marks)
+local function tell(counts)
+  for name, n in pairs(counts) do redis.pcall('HINCRBY', KEYS[9], name, n) end -- which must not hold up an outcome
 end
-if processed > 0 then redis.call('HINCRBY', KEYS[9], 'processed', processed) end
-if failed > 0 then redis.call('HINCRBY', KEYS[9], 'failed', failed) end
+tell(placed_counts)
+if #over > 0 then
+  local taken, why = pcall(forget, over)
+  if taken then
+    tell(over_counts)
+    if #marks > 0 then redis.call('DEL', unpack(marks)) end
+  else
+    refused = refused or why
+  end
+end
 if woken then redis.call('ZADD', KEYS[10], 0, '0') end
 if refused then error(refused, 0) end
 return {now, settled}
