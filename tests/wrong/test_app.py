@@ -28,7 +28,6 @@ IMPORTS = {
         "class Mute(Exception):\n    def __str__(self): raise RuntimeError\nraise Mute", ("Mute", "shop.py:3"),
     ),
     "raises no Exception": ("class Rude(BaseException): pass\nraise Rude('no')", ("Rude: no", "shop.py:2")),
-    "is interrupted": ("raise KeyboardInterrupt", ("KeyboardInterrupt", "shop.py:1")),
     "calls itself without end": ("def f(): f()\nf()", ("RecursionError", "shop.py:1")),
     "exits": ("import sys\nsys.exit(3)", ("it calls sys.exit(3)", "shop.py:2")),
     "exits with 0": ("import sys\nsys.exit()", ("it calls sys.exit(None)", "shop.py:2")),
