@@ -139,8 +139,8 @@ class Client(Caller):
         asked.append(("SCRIPT", "LOAD", verbs.script("restore").text))
         # Changes nothing, and yet a replica refuses it.
         asked += (verbs.restore(k, NOBODY, "gone").command() for k in keys)
-        for k in keys:  # what it asks for only where there is something
-            asked += [("MGET", k.stop_prefix), ("LRANGE", k.pending, 0, 0), ("LTRIM", k.pending, 0, -1)]
+        for k in keys:  # what it asks for only where there is something; here of a key that never is
+            asked += [("MGET", k.stop_prefix), ("LRANGE", k.stop_prefix, 0, 0), ("LTRIM", k.stop_prefix, 0, -1)]
         # The rights to channels are others than those to keys.
         asked += (("PUBLISH", k.done_prefix + NOBODY, "") for k in keys)
         # A server looks ten times a second whose wait is over; where there is something, nobody waits.

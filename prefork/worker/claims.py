@@ -159,15 +159,14 @@ class Claims:
         """
         if not self.open or not self.channel.ready or self._pauses():
             return
-        if all(queue.barred for queue in self.queues):
-            self._block(wakes=False)
-            return
         if n and not self.in_flight and not self.paused:
             for queue, some in shares(self.queues, min(n, LARGEST_CLAIM), strict=self._strict):
                 self._ask(queue, some, room)
         for queue in self.queues:
-            # What is handed over now would find no child: a message of another queue has taken the last one.
-            if (queue.owes_claim or (queue.waits and room <= 0)) and not (queue.in_flight or queue.barred):
+            # What is handed over now would find no child, a message of another queue has taken the last one; or is not
+            # to come here. Such a claim takes nothing, and sets a marker again that this worker has popped.
+            declines = queue.waits and (room <= 0 or queue.unsettled)
+            if (queue.owes_claim or declines) and not (queue.in_flight or queue.refused or queue.unkept):
                 self._ask(queue, 0, 0)
         self._block()
 

@@ -210,7 +210,7 @@ class Lease:
         What `enqueue` has handed over may be on its way: so not before it is found twice.
         """
         name = queue.keys.queue
-        if not self._claims.open or holds <= (known := self._known(name)):
+        if not self._claims.open or queue.unkept or holds <= (known := self._known(name)):
             self._odd.discard(name)
         elif name not in self._odd:
             self._odd.add(name)

@@ -1,7 +1,8 @@
 """Trouble with the broker is said twice: when it begins, and, with its length, when it ends.
 
 It may have several parts (no connection, outcomes refused, the lease refused …): the first one speaks, and when the
-last one is over, so is the trouble.
+last one is over, so is the trouble. But what is wrong with a queue may stay so for days, while the others go on: after
+a minute it is a thing of its own, and what begins then is said.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import time
 
 log = logging.getLogger("prefork")
 TELLS_LITTLE_S = 1.0  # how long a cause that tells little is held back: the next attempt may know better
+LASTING_S = 60.0
+CONNECTIONS = {"connection", "second connection"}
 
 
 class Outage:
@@ -18,6 +21,7 @@ class Outage:
 
     def __init__(self) -> None:
         self._parts: set[str] = set()
+        self._lasting: set[str] = set()
         self._since_s = 0.0
         self._said: set[str] = set()
         self._unsaid = ""
@@ -25,6 +29,12 @@ class Outage:
     def begins(self, part: str, what: str, *, wait: bool = False, lasts: bool = False) -> None:
         """It is there, perhaps still. `wait`: this tells little, and perhaps it is over at once; `lasts`: somebody has
         to do something, so that it is said also if the trouble began as another one."""
+        if part in self._lasting:
+            return
+        lasted = time.monotonic() - self._since_s > LASTING_S and not self._parts & CONNECTIONS
+        if lasted and part not in self._parts:
+            self._lasting |= self._parts
+            self._parts.clear()
         if not self._parts:
             self._since_s, self._unsaid = time.monotonic(), ""
             self._said.clear()
@@ -37,6 +47,9 @@ class Outage:
 
     def ends(self, part: str) -> None:
         """This part is well, perhaps again."""
+        if part in self._lasting:
+            self._lasting.discard(part)
+            log.warning("the trouble with %s is over", part)
         if part not in self._parts:
             return
         self._parts.discard(part)

@@ -212,7 +212,8 @@ class Outboxes:
             return NONE
         return {
             queue for queue, box in self.outboxes.items()
-            if (box.refused and (box.backs_wait or box.left_behind)) or len(box.ids()) >= MOST_REFUSED
+            if (box.refused and (box.backs_wait or box.left_behind or len(box.ids()) >= MOST_REFUSED))
+            or len(box.held_back) >= MOST_REFUSED
         }  # fmt: skip
 
     @property
@@ -281,6 +282,7 @@ class Outboxes:
                 outbox.records.remove(record)
                 outbox.held_back.add(str(record[0]))
                 self._unsent_follow_ups.append(self._elsewhere[record[0]])
+            outbox.backs_wait = outbox.backs_wait and bool(outbox.records)
 
     def resend(self) -> None:
         """Send the follow-ups again that did not get through."""

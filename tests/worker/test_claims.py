@@ -557,8 +557,9 @@ def test_from_a_queue_whose_outcomes_are_refused_nothing_is_claimed_until_they_a
     it = Worker(1, 1)
     it.claims.bar({"q0"})
     it.claims.turn(1, 1)
-    assert it.asks() == [("q1", 1)]
+    assert it.asks() == [("q1", 1), ("q0", 0)], "the latter for its marker, which this worker has popped"
     it.found()
+    it.found(left=2)
     it.claims.turn(1, 1)
     assert it.blocks_on() == {"q1"}, "of what it could not claim another is to hear"
     it.blocker.reply(None)
@@ -570,6 +571,20 @@ def test_from_a_queue_whose_outcomes_are_refused_nothing_is_claimed_until_they_a
     it.claims.bar(set())
     it.claims.turn(1, 1)
     assert ("q0", 1) in it.asks()
+
+
+def test_who_was_asleep_when_its_queue_was_barred_passes_the_wake_up_on() -> None:
+    it = Worker(1, 1)
+    it.asleep()
+    it.claims.bar({"q0"})
+    it.claims.turn(1, 1)
+    it.woken(0)
+    it.claims.turn(1, 1)
+    assert it.asks() == [("q0", 0)]
+    it.found(left=1)
+    it.claims.turn(1, 1)
+    assert it.asks() == []
+    assert it.blocks_on() == {"q1"}
 
 
 def test_what_has_been_claimed_is_below_the_next_serial() -> None:

@@ -306,6 +306,10 @@ def test_what_the_broker_holds_for_this_worker_and_is_not_here_is_put_back(
     it.claims.open = False  # it is being put right already
     beat(4)
     it.claims.open = True
+    it.claims.queues[0].unkept = True  # and is refused
+    beat(4)
+    beat(4)
+    it.claims.queues[0].unkept = False
     beat(4)
     assert it.claims.kept == 1
     beat(4)

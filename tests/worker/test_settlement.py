@@ -813,6 +813,7 @@ def test_follow_ups_go_first_once_more_to_who_may_be_another_broker(desk: Desk, 
     desk.wire.announced.clear()
     desk.it.disconnected()
     assert desk.it.outboxes["default"].ids() == {order.message.id}, "it is still known here"
+    assert desk.it.backs_wait is (durability is None), "what waits for another queue keeps nobody from claiming"
     desk.it.resend()
     desk.flush()
     assert [call.verb for call, _ in desk.wire.due] == ["enqueue" if durability else "settle"]

@@ -64,7 +64,7 @@ local function each_slice(ids, act)
 end
 
 local held = redis.call('ZRANGE', KEYS[2], 0, -1)
-local leaving, marks, front, ranked, poison, counts = {}, {}, {}, {}, {}, {}
+local leaving, marks, front, ranked, poison, gone = {}, {}, {}, {}, {}, {}
 for i = #held, 1, -1 do
   if not kept[held[i]] then
     leaving[#leaving + 1] = held[i]
@@ -80,42 +80,47 @@ if charged then
     for _, times in ipairs(redis.call('HMGET', KEYS[7], ...)) do deaths[#deaths + 1] = tonumber(times or 0) or 0 end
   end)
 end
-local moved = 0
+local times, priorities = {}, {}
 for i, id in ipairs(leaving) do
   local message = redis.call('HGET', KEYS[3], id)
+  times[id] = (deaths[i] or 0) + 1
   if not message or is_cancelled(id, asked[i]) then
-    -- nothing is left of it
-  elseif charged and deaths[i] + 1 >= tonumber(ARGV[3]) then
+    gone[#gone + 1] = id
+  elseif charged and times[id] >= tonumber(ARGV[3]) then
     poison[#poison + 1] = id
   else
-    local priority = tonumber(string.match(message, '^%d+ %d+ (%-?%d+) ')) or 0
-    if priority == 0 then
-      front[#front + 1] = id
-    else
-      ranked[#ranked + 1], ranked[#ranked + 2] = -priority, id
-    end
-    moved = moved + 1
-    counts[#counts + 1], counts[#counts + 2] = id, (deaths[i] or 0) + 1
+    priorities[id] = tonumber(string.match(message, '^%d+ %d+ (%-?%d+) ')) or 0
+    if priorities[id] == 0 then front[#front + 1] = id else ranked[#ranked + 1] = id end
   end
 end
--- If the server breaks this off, a message is rather in two places than in none; and what is done twice changes nothing,
--- but for what goes to the front, which leaves at once.
-each_slice(ranked, function(...) redis.call('ZADD', KEYS[5], ...) end)
-each_slice(front, function(...)
-  redis.call('LPUSH', KEYS[4], ...)
+
+-- If the server breaks this off, what has moved is charged, and does not move again.
+local function left(...)
   redis.call('ZREM', KEYS[2], ...)
-end)
-each_slice(poison, function(...)
-  for _, id in ipairs({...}) do bury(id) end
-  redis.call('ZREM', KEYS[2], ...)
-end)
-each_slice(leaving, function(...) redis.call('ZREM', KEYS[2], ...) end)
--- Last, so that it is still taken over from if the server breaks this off.
-if ARGV[2] ~= 'keep' then redis.call('ZREM', KEYS[1], ARGV[1]) end
-if charged and #counts > 0 then
-  each_slice(counts, function(...) redis.call('HSET', KEYS[7], ...) end)
+  if not charged then return end
+  local counts = {}
+  for _, id in ipairs({...}) do counts[#counts + 1], counts[#counts + 2] = id, times[id] end
+  redis.call('HSET', KEYS[7], unpack(counts))
   redis.call('PEXPIRE', KEYS[7], 604800000)
 end
+local moved = #front + #ranked
 if moved > 0 then redis.call('ZADD', KEYS[6], 0, '0') end
+each_slice(gone, function(...) redis.call('ZREM', KEYS[2], ...) end)
+each_slice(front, function(...)
+  redis.call('LPUSH', KEYS[4], ...)
+  left(...)
+end)
+each_slice(ranked, function(...)
+  local scores = {}
+  for _, id in ipairs({...}) do scores[#scores + 1], scores[#scores + 2] = -priorities[id], id end
+  redis.call('ZADD', KEYS[5], unpack(scores))
+  left(...)
+end)
+for _, id in ipairs(poison) do
+  bury(id)
+  redis.call('ZREM', KEYS[2], id)
+end
+-- Last, so that it is still taken over from if the server breaks this off.
+if ARGV[2] ~= 'keep' then redis.call('ZREM', KEYS[1], ARGV[1]) end
 if #poison > 0 then return {moved + #poison, #poison} end
 return moved

@@ -200,7 +200,7 @@ if #over > 0 then
   local taken, why = pcall(forget, over)
   if taken then
     tell(over_counts)
-    if #marks > 0 then redis.call('DEL', unpack(marks)) end
+    if #marks > 0 then redis.pcall('DEL', unpack(marks)) end -- they expire
   else
     refused = refused or why
   end
