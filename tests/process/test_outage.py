@@ -236,6 +236,29 @@ def test_a_claim_that_is_carried_out_when_nobody_waits_for_its_reply_strands_not
     assert "ERROR" not in worker.log
 
 
+def test_a_queue_that_takes_nothing_back_holds_up_no_other(project: Project) -> None:
+    worker = project.worker("lease = 6\nqueues = mail, default")
+    add, client = project.tasks.add, project.server.client
+    add.enqueue(0).wait(timeout=60)
+    (name,) = (it.decode() for it in client.zrange(key("leases"), 0, -1))
+    worker.send(signal.SIGSTOP)
+    mails = project.tasks.app.enqueue_many(add.using(queue_name="mail").s(n) for n in range(6))
+    late = Client(project.server.url, "prefork")
+    late.call(verbs.claim(late.keys("mail"), name, 3))
+    pending = late.keys("mail").pending
+    late.close()
+    client.rename(pending, "elsewhere")
+    client.set(pending, "spoiled")
+    worker.send(signal.SIGCONT)
+    worker.wait_for("WRONGTYPE")
+    results = project.tasks.app.enqueue_many(add.s(n) for n in range(50))
+    assert [result.wait(timeout=60) for result in results] == [*range(2, 52)]
+    client.delete(pending)
+    client.rename("elsewhere", pending)
+    assert [result.wait(timeout=60) for result in mails] == [*range(2, 8)]
+    assert worker.stop() == 0
+
+
 def test_a_connection_that_is_cut_costs_nothing(project: Project) -> None:
     project.add(STEPS)
     worker = project.worker()
