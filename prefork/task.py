@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any, Generic, ParamSpec, Self, TypeVar, cast
 
 from prefork import options as check
-from prefork.broker.verbs import Entry
 from prefork.context import Context
 from prefork.errors import InvalidArguments, InvalidOption
 from prefork.invocation import Invocation, Sender
@@ -84,7 +83,8 @@ class Task(Generic[P, R]):
 
     def s(self, /, *args: P.args, **kwargs: P.kwargs) -> Invocation[R]:
         """The task with these arguments, to be enqueued later. Raises InvalidArguments, NotJSON, PayloadTooLarge."""
-        payload = self._payload(args, kwargs)
+        self._check(args, kwargs)
+        payload = self._header + b"\n" + encode_body(self.name, args, kwargs, self._positional)
         return Invocation(self.app, self.name, self.queue_name, self.priority, self._at, payload)
 
     def enqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
@@ -92,12 +92,8 @@ class Task(Generic[P, R]):
 
         Raises InvalidArguments, NotJSON, PayloadTooLarge; BrokerError if the broker can't be used within the limit.
         """
-        payload, id, app = self._payload(args, kwargs), new_id(), self.app
-        if app.signer is not None:
-            payload = app.signer.sign(id, self.queue_name, self.priority, payload)
-        entry = Entry(self.queue_name, id, self.priority, self._at, payload)
-        now_ms = app.client.enqueue(self.queue_name, [entry])
-        return TaskResult(app, id, self.queue_name, self.name, now_ms)
+        invocation, id = self.s(*args, **kwargs), new_id()
+        return invocation.result(id, self.app.client.enqueue(self.queue_name, [invocation.entry(id)]))
 
     async def aenqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
         """As `enqueue`, without blocking the event loop."""
@@ -146,13 +142,10 @@ class Task(Generic[P, R]):
         changed._header_options, changed._header = header, header.encode()
         return changed
 
-    def _payload(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-        least, most = self._arity
-        if kwargs or not least <= len(args) <= most:
-            self._check(args, kwargs)
-        return self._header + b"\n" + encode_body(self.name, args, kwargs, self._positional)
-
     def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        least, most = self._arity
+        if not kwargs and least <= len(args) <= most:
+            return
         shape = (len(args), *kwargs)  # whether arguments fit is a matter of their number and names alone
         if shape in self._fitting:
             return

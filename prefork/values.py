@@ -13,9 +13,8 @@ from fractions import Fraction
 from pathlib import Path
 
 _UNITS = {"d": Fraction(86400), "h": Fraction(3600), "m": Fraction(60), "s": Fraction(1), "ms": Fraction(1, 1000)}
-_SIZES = {"": 1}
-for _n, _letter in enumerate("kmgtp", 1):
-    _SIZES |= {f"{_letter}b": 1000**_n, f"{_letter}ib": 1024**_n}
+_SIZES = {"": 1} | {f"{k}b": 1000**n for n, k in enumerate("kmgtp", 1)}
+_SIZES |= {f"{k}ib": 1024**n for n, k in enumerate("kmgtp", 1)}
 _SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?) ?([kmgtp]i?b)?", re.IGNORECASE)
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?) ?(ms|[smhd])?")
 LONGEST_PIDFILE = 98  # a socket's path has 103 bytes at most on macOS, and this one ends in .sock

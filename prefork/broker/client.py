@@ -53,7 +53,7 @@ class Client(Caller):
         begun_s, sent = time.monotonic(), False
         head = self._heads.get(queue)
         if head is None:
-            return self._first(queue, entries)
+            return self._first(queue, entries, begun_s)
         usual = len(entries) == 1 and len(entries[0].payload) < LARGE_BYTES and not (self.durability or self._failure)
         usual = usual and GIVE_UP_S.get() == NEVER  # else its limit is not that of the connection
         # The pid first, as in `wire`.
@@ -73,8 +73,7 @@ class Client(Caller):
                 self._connect_anew()  # that was damaged on its way
         return self._accept(queue, entries, begun_s, sent=sent)
 
-    def _first(self, queue: str, entries: list[verbs.Entry]) -> int:
-        begun_s = time.monotonic()
+    def _first(self, queue: str, entries: list[verbs.Entry], begun_s: float) -> int:
         with self._one_limit():
             self.read("SADD", queues_key(self.prefix), queue)
             self._heads[queue] = _head(self.keys(queue))

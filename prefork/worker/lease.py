@@ -24,11 +24,12 @@ import psutil
 
 from prefork.broker import verbs
 from prefork.broker.channel import Channel, Lost
-from prefork.worker.claims import Claims, Queue
+from prefork.worker.claims import Claims
 from prefork.worker.clock import ServerClock
 from prefork.worker.loop import Loop, Timer
 from prefork.worker.neighbours import Neighbours
 from prefork.worker.outage import Outage
+from prefork.worker.queues import Queue
 from prefork.worker.rivals import Rivals
 
 log = logging.getLogger("prefork")

@@ -17,10 +17,11 @@ from collections.abc import Callable
 from prefork.broker import trouble, verbs
 from prefork.broker.channel import Channel, Lost
 from prefork.broker.keys import queues_key
-from prefork.worker.claims import Claims, Queue
+from prefork.worker.claims import Claims
 from prefork.worker.lease import Lease
 from prefork.worker.loop import Loop
 from prefork.worker.outage import Outage
+from prefork.worker.queues import Queue
 from prefork.worker.settlement import Settlement
 from prefork.worker.shutdown import Phase, Shutdown
 from prefork.worker.work import Work

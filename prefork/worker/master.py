@@ -28,7 +28,7 @@ from prefork.broker import durability
 from prefork.broker.keys import Keys
 from prefork.config import Settings
 from prefork.worker.child import Child
-from prefork.worker.claims import Claims, Queue
+from prefork.worker.claims import Claims
 from prefork.worker.clock import ServerClock
 from prefork.worker.commands import Commands
 from prefork.worker.handoff import ChildEnd
@@ -40,6 +40,7 @@ from prefork.worker.notify import Notifier
 from prefork.worker.pidfile import Pidfile
 from prefork.worker.pool import Pool
 from prefork.worker.process import State
+from prefork.worker.queues import Queue
 from prefork.worker.reload import ENDS, Origin, end_by_default, release_signals
 from prefork.worker.report import Report
 from prefork.worker.settlement import Settlement
@@ -95,15 +96,9 @@ class Master:
             fenced=link.fenced, requested=lambda request: self.commands.requested(request), keep=link.reconcile,
         )  # fmt: skip
         self.lease = link.lease = Lease(
-            loop,
-            link.channel,
-            self.claims,
-            self.clock,
-            settings.lease_s,
-            settings.max_takeovers,
-            link.fenced,
+            loop, link.channel, self.claims, self.clock, settings.lease_s, settings.max_takeovers, link.fenced,
             link.known,
-        )
+        )  # fmt: skip
         self.settlement.outage = self.claims.outage = self.lease.outage = link.outage
         self.shutdown = link.shutdown = self.work.shutdown = Shutdown(
             loop, self.pool, self.work.dispatcher, self.settlement, self.claims, self.lease, link.channel,

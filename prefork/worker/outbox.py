@@ -31,7 +31,6 @@ BATCHES_A_WAIT = 10  # for a disk that is synced every second
 REFUSED_PAUSE_S = 0.5
 MOST_REFUSED = 1000  # outcomes kept of messages that were claimed although the broker refuses outcomes
 Record = tuple[verbs.Argument, ...]
-NONE: set[str] = set()
 
 
 @dataclass
@@ -209,7 +208,7 @@ class Outboxes:
     def barred(self) -> set[str]:
         """The queues from which nothing is to be claimed, because of what is refused. The others go on."""
         if not self._refusals:
-            return NONE
+            return set()
         return {
             queue for queue, box in self.outboxes.items()
             if (box.refused and (box.backs_wait or box.left_behind or len(box.ids()) >= MOST_REFUSED))

@@ -19,10 +19,10 @@ from prefork.broker.channel import Lost
 from prefork.broker.keys import Keys
 from prefork.broker.verbs import Call
 from prefork.worker import lease
-from prefork.worker.claims import Queue
 from prefork.worker.clock import ServerClock
 from prefork.worker.lease import Lease, _start_of, has_died, identity
 from prefork.worker.neighbours import ENDED
+from prefork.worker.queues import Queue
 
 NOW_MS = 1764000000000
 
