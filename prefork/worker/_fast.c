@@ -2,7 +2,7 @@
 
 #include "_fast.h"
 
-#define FORMAT 3 /* of what this and the Python around it expect of each other, as in fast.py */
+#define FORMAT 4 /* of what this and the Python around it expect of each other, as in fast.py */
 
 static PyMethodDef functions[] = {
     {"run", child_run, METH_VARARGS, child_run_doc},

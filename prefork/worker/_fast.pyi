@@ -22,7 +22,7 @@ def orders(
     usual: dict[bytes, tuple[Header, Terms]], known: dict[str, list[float]], long_s: float,
 ) -> tuple[list[Any], int]: ...  # fmt: skip
 def run(
-    child: Any, end: Any, token_r: int, answer_w: int, lock: Lock, log: Any, stopper: Any,
+    child: Any, end: Any, task_r: int, token_r: int, answer_w: int, lock: Lock, log: Any, stopper: Any,
     tasks: tuple[tuple[Any, str, bool] | None, ...], prints: tuple[Any, ...],
     loads: Callable[[bytes], Any], dumps: Callable[[Any], bytes],
     clock: Callable[[], float], look: Callable[[float], float],

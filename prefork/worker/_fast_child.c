@@ -92,6 +92,36 @@ static int next_token(int fd, uint64_t *number) {
     }
 }
 
+/* Have so much of the buffer, behind the place where the next frame begins. -> 1; 0: the master is gone; -1: an error */
+static int fill(int fd, PyObject **buffer, Py_ssize_t *at, Py_ssize_t size) {
+    static char room[READ_BYTES];
+    Py_ssize_t have;
+    while ((have = PyBytes_GET_SIZE(*buffer) - *at) < size) {
+        ssize_t got;
+        int why;
+        Py_BEGIN_ALLOW_THREADS
+        got = read(fd, room, sizeof room);
+        why = errno;
+        Py_END_ALLOW_THREADS
+        if (got == 0)
+            return 0;
+        if (got < 0 && why == EINTR) {
+            if (PyErr_CheckSignals() < 0)
+                return -1;
+            continue;
+        }
+        errno = why;
+        PyObject *joined = got < 0 ? PyErr_SetFromErrno(PyExc_OSError) : PyBytes_FromStringAndSize(NULL, have + got);
+        if (!joined)
+            return -1;
+        memcpy(PyBytes_AS_STRING(joined), PyBytes_AS_STRING(*buffer) + *at, have);
+        memcpy(PyBytes_AS_STRING(joined) + have, room, got);
+        Py_SETREF(*buffer, joined);
+        *at = 0;
+    }
+    return 1;
+}
+
 /* What a task has returned, as Python's path would write it. -> its size; -1: that path has to look at it */
 static Py_ssize_t encode(PyObject *dumps, PyObject *value, char *payload) {
     if (value == Py_None) {
@@ -200,17 +230,18 @@ static int end_task(PyObject *child, PyObject *clock, PyObject *look, PyObject *
 }
 
 const char child_run_doc[] = PyDoc_STR(
-"run(child, end, token_r, answer_w, lock, log, stopper, tasks, prints, loads, dumps, clock, look)\n--\n\n"
+"run(child, end, task_r, token_r, answer_w, lock, log, stopper, tasks, prints, loads, dumps, clock, look)\n--\n\n"
 "Run and answer messages as long as they are usual. `tasks`: for each (task, name, whether it keeps its result), or None.\n\n"
 "-> (number, None, None, None): that one has its token and is still to be run; (number, begun_s, value, error): it\n"
-"was run, and is to be answered; None: no more tokens. In both cases its frame is still the next one in `end`.");
+"was run, and is to be answered; None: no more tokens. In both cases its frame is still the next one in `end`, of which\n"
+"a large one has not been read to its end, nor one whose number is another.");
 
 PyObject *child_run(PyObject *module, PyObject *given) {
     PyObject *child, *end, *lock, *log, *stopper, *tasks, *prints, *loads, *dumps, *clock, *look, *buffer = NULL, *back = NULL;
-    int token_r, answer_w, more;
+    int task_r, token_r, answer_w, more;
     Py_ssize_t at = 0;
     Frame frame;
-    if (!PyArg_ParseTuple(given, "OOiiOOOO!O!OOOO:run", &child, &end, &token_r, &answer_w, &lock, &log, &stopper,
+    if (!PyArg_ParseTuple(given, "OOiiiOOOO!O!OOOO:run", &child, &end, &task_r, &token_r, &answer_w, &lock, &log, &stopper,
                           &PyTuple_Type, &tasks, &PyTuple_Type, &prints, &loads, &dumps, &clock, &look))
         return NULL;
     uint64_t number;
@@ -225,21 +256,21 @@ PyObject *child_run(PyObject *module, PyObject *given) {
         goto out;
     }
     while ((more = next_token(token_r, &number)) > 0) {
-        const char *data = PyBytes_AS_STRING(buffer) + at;
-        size_t left = PyBytes_GET_SIZE(buffer) - at;
+        if ((more = fill(task_r, &buffer, &at, sizeof frame)) <= 0)
+            break;
+        memcpy(&frame, PyBytes_AS_STRING(buffer) + at, sizeof frame);
+        int small = frame.number == number && frame.size < READ_BYTES;
+        if (small && (more = fill(task_r, &buffer, &at, sizeof frame + frame.size)) <= 0)
+            break;
+        const char *data = PyBytes_AS_STRING(buffer) + at + sizeof frame;
         PyObject *task = NULL, *id = NULL, *args = NULL, *kwargs = NULL, *begun = NULL, *value, *error = NULL;
         double begun_s;
         Answer answer = {number, DONE, 0, 0.0, 0.0, 0};
         char out[sizeof answer + MOST_PAYLOAD];
         Py_ssize_t payload = 0;
-        if (left >= sizeof frame) {
-            memcpy(&frame, data, sizeof frame);
-            data += sizeof frame;
-            if (frame.number == number && frame.size < READ_BYTES && left - sizeof frame >= frame.size &&
-                !frame.flags && frame.soft_timeout_s == 0.0 && frame.task < PyTuple_GET_SIZE(tasks) &&
-                !may_be_rounded(data, frame.size))
-                task = PyTuple_GET_ITEM(tasks, frame.task);
-        }
+        if (small && !frame.flags && frame.soft_timeout_s == 0.0 && frame.task < PyTuple_GET_SIZE(tasks) &&
+            !may_be_rounded(data, frame.size))
+            task = PyTuple_GET_ITEM(tasks, frame.task);
         if (!task || !PyTuple_Check(task) || PyTuple_GET_SIZE(task) != 3) {
             back = Py_BuildValue("KOOO", (unsigned long long)number, Py_None, Py_None, Py_None);
             break;
@@ -308,8 +339,8 @@ PyObject *child_run(PyObject *module, PyObject *given) {
     if (more == 0)
         back = Py_NewRef(Py_None);
 out:
-    Py_DECREF(buffer);
-    if (back && set_number(end, s_at, at) < 0)
+    if (back && (PyObject_SetAttr(end, s_buffer, buffer) < 0 || set_number(end, s_at, at) < 0))
         Py_CLEAR(back);
+    Py_DECREF(buffer);
     return back;
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-FORMAT = 3  # as in _fast.c: what was built from another version of it is not taken
+FORMAT = 4  # as in _fast.c: what was built from another version of it is not taken
 
 try:
     from prefork.worker import _fast

@@ -214,7 +214,7 @@ class ChildEnd:
     """The child's ends of its pipes."""
 
     def __init__(self, task_r: int, token_r: int, answer_w: int) -> None:
-        self._task_r, self.token_r, self.answer_w = task_r, token_r, answer_w
+        self.task_r, self.token_r, self.answer_w = task_r, token_r, answer_w
         self._poll = select.poll()
         self._poll.register(token_r, select.POLLIN)
         self._buffer, self._at = b"", 0
@@ -266,7 +266,7 @@ class ChildEnd:
         view[:have] = self._buffer[self._at : self._at + have]
         self._at += have
         while have < size:
-            read = os.readv(self._task_r, [view[have:]])
+            read = os.readv(self.task_r, [view[have:]])
             if not read:
                 return None
             have += read
@@ -276,7 +276,7 @@ class ChildEnd:
         missing = size - (len(self._buffer) - self._at)
         parts = [self._buffer[self._at :]]
         while missing > 0:
-            data = os.read(self._task_r, max(READ_BYTES, missing))
+            data = os.read(self.task_r, max(READ_BYTES, missing))
             if not data:
                 return False
             parts.append(data)

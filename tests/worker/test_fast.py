@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ from prefork.worker.settlement import Settlement
 from prefork.worker.slate import Slate
 from prefork.worker.slots import Slot
 from prefork.worker.work import Work
-from tests.conftest import PATIENCE_S
+from tests.conftest import PATIENCE_S, until
 
 if fast.built is None:
     pytest.skip("the compiled part is not built here", allow_module_level=True)
@@ -473,13 +474,17 @@ def test_a_child_answers_the_same(tmp_path: Path) -> None:
 
 
 class Loose(SimpleNamespace):
-    """What `run` needs of a child and its ends."""
+    """What `run` needs of a child and its ends. Of the frames so much has been read; then the master is gone."""
 
-    def __init__(self, buffer: bytes) -> None:
+    def __init__(self, sent: bytes, buffered: int) -> None:
+        self.task_r, task_w = os.pipe()
         self.token_r, self.token_w = os.pipe()
         self.answer_r, self.answer_w = os.pipe()
         for fd in (self.token_r, self.answer_r):
             os.set_blocking(fd, False)
+        buffer, rest = sent[:buffered], sent[buffered:]
+        os.write(task_w, rest)
+        os.close(task_w)
         lock = SimpleNamespace(acquire=lambda: self.held.append(1), release=lambda: self.held.pop())
         super().__init__(_buffer=buffer, _at=0, _look_s=0.0, _peak_kib=77, _is_copy=False, running=0, task="", held=[],
                          ran=[], task_id="", lock=lock)  # fmt: skip
@@ -487,20 +492,21 @@ class Loose(SimpleNamespace):
 
     def run(self, **other: Any) -> Any:
         given = {
-            "child": self, "end": self, "token_r": self.token_r, "answer_w": self.answer_w, "lock": self.lock,
-            "log": self, "stopper": self, "tasks": ((self, "plain", False), None, (self, "kept", True)), "prints": (),
+            "child": self, "end": self, "task_r": self.task_r, "token_r": self.token_r, "answer_w": self.answer_w,
+            "lock": self.lock, "log": self, "stopper": self,
+            "tasks": ((self, "plain", False), None, (self, "kept", True)), "prints": (),
             "loads": orjson.loads, "dumps": orjson.dumps, "clock": lambda: 1.0, "look": lambda now_s: 0.25, **other,
         }  # fmt: skip
         return BUILT.run(*given.values())
 
     def close(self) -> None:
-        for fd in (self.token_r, self.answer_r, self.answer_w):
+        for fd in (self.task_r, self.token_r, self.answer_r, self.answer_w):
             os.close(fd)
 
 
 @contextmanager
-def loose(buffer: bytes, *tokens: int) -> Iterator[Loose]:
-    it = Loose(buffer)
+def loose(sent: bytes, *tokens: int, buffered: int = 0) -> Iterator[Loose]:
+    it = Loose(sent, buffered)
     os.write(it.token_w, b"".join(map(TOKEN.pack, tokens)))
     os.close(it.token_w)  # no more of them
     try:
@@ -522,19 +528,73 @@ FRAMES = st.builds(
 @given(
     st.lists(FRAMES | st.binary(max_size=90), max_size=5),
     st.lists(st.integers(0, 5) | st.just(2**64 - 1), max_size=5),
+    st.integers(0, 500),
 )
-def test_whatever_frames_there_are_each_token_is_answered_or_told(frames: list[bytes], tokens: list[int]) -> None:
-    with loose(b"".join(frames), *tokens) as it:
+def test_whatever_frames_there_are_each_token_is_answered_or_told(
+    frames: list[bytes], tokens: list[int], buffered: int
+) -> None:
+    """Unless its frame does not come, since the master is gone."""
+    sent = b"".join(frames)
+    with loose(sent, *tokens, buffered=buffered) as it:
         told = it.run()
         answered = [number for number, _ in answers_in(read(it.answer_r))]
         assert answered == tokens[: len(answered)]
+        rest = it._buffer[it._at :] + read(it.task_r)
+        assert sent.endswith(rest)
         if told is None:
-            assert answered == tokens
+            assert answered == tokens or is_cut(rest)
         else:
             assert told[0] == tokens[len(answered)]
         assert len(it.ran) == len(answered) + (told is not None and told[1] is not None)
         assert it.running == 0
         assert not it.held
+
+
+def is_cut(rest: bytes) -> bool:
+    """Whether a frame has not come to its end."""
+    return len(rest) < FRAME.size or len(rest) < FRAME.size + FRAME.unpack_from(rest)[1]
+
+
+@pytest.mark.parametrize("buffered", [0, 1, FRAME.size - 1, FRAME.size, FRAME.size + 3, 200, 1000])
+def test_frames_are_read_as_they_come(buffered: int) -> None:
+    sent = b"".join(framed(number, b"[[%d],{}]" % number) for number in range(1, 6))
+    with loose(sent, 1, 2, 3, 4, 5, buffered=buffered) as it:
+        assert it.run() is None
+        assert [args for args, _ in it.ran] == [(1,), (2,), (3,), (4,), (5,)]
+        assert it._buffer[it._at :] == b""
+
+
+def test_a_frame_that_comes_later_than_its_token_is_waited_for() -> None:
+    """As one does that the pipe had no room for: neither is the token taken twice, nor does the task wait for more."""
+    sent = framed(1, b"[[7],{}]")
+    with loose(b"", 1) as it:
+        os.close(it.task_r)
+        it.task_r, task_w = os.pipe()
+
+        def write() -> None:
+            for part in (sent[:10], sent[10:-2], sent[-2:]):
+                until(lambda: not waiting_in(it.task_r))
+                os.write(task_w, part)
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        assert it.run() is None
+        writer.join()
+        os.close(task_w)
+        assert it.ran == [((7,), {})]
+
+
+def waiting_in(pipe_r: int) -> bool:
+    """Whether there is something to read."""
+    return bool(select.select([pipe_r], [], [], 0)[0])
+
+
+def test_a_large_body_is_left_where_it_is() -> None:
+    body = b'[["%s"],{}]' % (b"x" * handoff.READ_BYTES)
+    sent = framed(1, body)
+    with loose(sent[: handoff.READ_BYTES], 1) as it:  # what fits into the pipe
+        assert it.run() == (1, None, None, None)
+        assert it._buffer[it._at :] + read(it.task_r) == sent[: handoff.READ_BYTES]
 
 
 def answers_in(data: bytes) -> list[tuple[int, bytes]]:
@@ -578,7 +638,7 @@ def test_what_fails_around_a_task_is_an_error_and_leaves_no_lock_behind() -> Non
         raise OSError("broken")
 
     for other in ({"clock": broken}, {"look": broken}, {"clock": lambda: "x"}, {"log": 1}, {"stopper": 1}, {"lock": 1},
-                  {"child": 1}, {"prints": (1,)}, {"answer_w": -1}, {"token_r": -1}):  # fmt: skip
+                  {"child": 1}, {"prints": (1,)}, {"answer_w": -1}, {"token_r": -1}, {"task_r": -1}):  # fmt: skip
         with loose(framed(1), 1) as it:
             with pytest.raises((OSError, TypeError, AttributeError)):
                 it.run(**other)
@@ -589,15 +649,22 @@ def test_what_fails_around_a_task_is_an_error_and_leaves_no_lock_behind() -> Non
     "frame",
     [
         framed(1, flags=frames.WILL_LAST), framed(1, soft_s=1.0), framed(1, task=1), framed(1, task=9), framed(2),
-        framed(1, b"x"), framed(1, b"[[1234567890123456789],{}]"), framed(1)[:-1], framed(1)[:40], b"",
-        framed(1, b'[["%s"],{}]' % (b"x" * handoff.READ_BYTES)),
+        framed(1, b"x"), framed(1, b"[[1234567890123456789],{}]"),
     ],
-    ids=range(11),
+    ids=range(7),
 )  # fmt: skip
 def test_what_is_unusual_is_told_and_not_run(frame: bytes) -> None:
     with loose(frame, 1) as it:
         assert it.run() == (1, None, None, None)
         assert (it.ran, it._at, it.running, read(it.answer_r)) == ([], 0, 0, b"")
+        assert it._buffer == frame
+
+
+@pytest.mark.parametrize("frame", [framed(1)[:-1], framed(1)[:40], b""], ids=range(3))
+def test_nothing_is_run_of_which_the_master_has_not_sent_all(frame: bytes) -> None:
+    with loose(frame, 1) as it:
+        assert it.run() is None
+        assert (it.ran, it.running, read(it.answer_r)) == ([], 0, b"")
 
 
 def raise_signal() -> Any:
@@ -660,7 +727,7 @@ def test_the_tasks_own_error_is_the_context_of_what_a_late_signal_raises() -> No
 
 def test_a_place_that_is_none_is_an_error() -> None:
     for at in (-1, 10_000, "x", 1 << 70):
-        with loose(framed(1), 1) as it:
+        with loose(framed(1), 1, buffered=1000) as it:
             it._at = at
             with pytest.raises((TypeError, OverflowError)):
                 it.run()

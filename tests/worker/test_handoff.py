@@ -405,7 +405,7 @@ def test_a_forked_child_answers_all_that_it_is_handed() -> None:
 
 def test_a_forked_child_has_its_own_ends_only() -> None:
     def count(end: ChildEnd) -> None:
-        mine = {end._task_r, end.token_r, end.answer_w}
+        mine = {end.task_r, end.token_r, end.answer_w}
         end.answer(0, DONE, repr(len({int(fd) for fd in descriptors() if int(fd) >= min(mine)} & mine)).encode())
         end.next()
         os._exit(0)
