@@ -116,8 +116,8 @@ class Child:
             for task in self._tasks
         )  # fmt: skip
         while ran := run(
-            self, end, end.task_r, end.token_r, end.answer_w, end.writing, self._log, self._stopper, usual, self._prints,
-            orjson.loads, orjson.dumps, perf_counter, self._look,
+            self, end, end.task_r, end.token_r, end.answer_w, end.writing, self._log, self._stopper, usual,
+            self._prints, orjson.loads, orjson.dumps, perf_counter, self._look,
         ):  # fmt: skip
             given = end.next(ran[0])
             if given is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import os
+import select
+import stat
 import sys
 import threading
 from datetime import UTC, datetime
@@ -15,15 +17,16 @@ import orjson
 log = logging.getLogger("prefork")
 # What a terminal would take for a command, but newline and tab.
 ESCAPED = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
-
-
 LONGEST_REST = 4096  # writes without a newline that are kept before they are logged as they are
+PATIENCE_S = 0.1  # of the master
 
 
 class Handler(logging.Handler):
-    """Writes each record as one line, in one write, to a descriptor of its own, which no task closes by mistake.
+    """Writes each record as one line to a descriptor of its own, which no task closes by mistake.
 
-    `task`, `task_id`: what this child is running now; empty in the master.
+    `task`, `task_id`: what this child is running now; empty in the master. A child waits for a reader that does not
+    keep up. The master has children to look after, and a lease: it leaves out lines for which a pipe has no room, and
+    says how many when there is room again.
     """
 
     task = ""
@@ -32,16 +35,47 @@ class Handler(logging.Handler):
     def __init__(self, fd: int, form: str) -> None:
         super().__init__()
         self._fd, self._json = os.dup(fd), form == "json"
+        self._poll, self._is_late = select.poll(), False
+        self._poll.register(self._fd, select.POLLOUT)
+        self._waits = stat.S_ISREG(os.fstat(self._fd).st_mode)  # for a disk one can't but wait
+        self._rest, self._missing = b"", 0  # of the line before; how many lines after it
+
+    def begin_to_wait(self) -> None:
+        """In a child: from now on for whoever reads this, however long; as what prints to a pipe expects."""
+        self._waits, self._rest, self._missing = True, b"", 0
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record. A log that can't be written must not end a task."""
         try:
-            line = self._as_json(record) if self._json else self._as_text(record)
-            data = line.encode("utf-8", "backslashreplace") + b"\n"
-            while data:
-                data = data[os.write(self._fd, data) :]
+            data = self._encoded(record)
+            if not self._write_rest():
+                self._missing += 1
+                return
+            if self._missing:
+                told = f"lines missing here, for which the log had no room: {self._missing}"
+                data = self._encoded(logging.LogRecord("prefork", logging.WARNING, "", 0, told, None, None)) + data
+            self._rest, self._missing = data, 0
+            self._write_rest()
         except Exception:
             return
+
+    def _write_rest(self) -> bool:
+        """-> whether all is written"""
+        most = None if self._waits else select.PIPE_BUF  # a pipe that has any room has room for so much
+        while self._rest:
+            if not (self._waits or self._poll.poll(0 if self._is_late else PATIENCE_S * 1000)):
+                self._is_late = True
+                return False
+            try:
+                self._rest = self._rest[os.write(self._fd, self._rest[:most]) :]
+            except OSError:
+                return False
+        self._is_late = False
+        return True
+
+    def _encoded(self, record: logging.LogRecord) -> bytes:
+        line = self._as_json(record) if self._json else self._as_text(record)
+        return line.encode("utf-8", "backslashreplace") + b"\n"
 
     def _as_text(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created).strftime("%Y-%m-%d %H:%M:%S")
@@ -157,6 +191,7 @@ def set_up(level: str, form: str) -> Handler:
 
 def capture_prints(handler: Handler) -> tuple[Printed, Printed]:
     """In a child: let what tasks print go to the log."""
+    handler.begin_to_wait()
     out, error = Printed(logging.INFO, 1, handler), Printed(logging.WARNING, 2, handler)
     sys.stdout, sys.stderr = _as_text(out), _as_text(error)
     return out, error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 
-from tests.conftest import Project, until
+from tests.conftest import PATIENCE_S, Project, until
 
 TASKS = """
 import logging, warnings
@@ -131,3 +133,28 @@ def test_what_goes_wrong_is_said_once(project: Project) -> None:
     assert "silent" not in worker.log
     lines = [line for line in worker.log.splitlines() if "run as root" not in line]
     assert not [line for line in lines if " ERROR " in line or " WARNING " in line]
+
+
+def test_a_log_that_nobody_reads_stops_nothing(project: Project) -> None:
+    pipe = project.folder / "worker0.log"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+
+    def read() -> str:
+        text = b""
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(reader, 1 << 16):
+                text += data
+        return text.decode()
+
+    worker = project.worker("log_level = debug", wait=False)
+    assert worker.log_path == pipe
+    results = [project.tasks.add.enqueue(n) for n in range(2000)]  # a line each, which is twice what the pipe takes
+    assert [result.wait(PATIENCE_S) for result in results] == [n + 2 for n in range(2000)]
+    told = read()
+    assert "is ready" in told
+    project.tasks.add.enqueue(1).wait(PATIENCE_S)
+    rest: list[str] = []
+    until(lambda: rest.append(read()) or "lines missing here" in "".join(rest), what="it says what is missing")
+    assert worker.stop() == 0
+    os.close(reader)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
 import os
@@ -13,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from prefork.worker import logs
 from prefork.worker.logs import Handler, Printed
+from tests.conftest import PATIENCE_S, until
 
 
 class Sink:
@@ -167,6 +171,119 @@ def test_lines_of_many_threads_and_processes_are_not_mixed(sink: Any) -> None:
         os.waitpid(pid, 0)
     assert len(it.lines) == 1200
     assert all(line.endswith(("x" * 500, "y" * 500)) and len(line) < 600 for line in it.lines)
+
+
+# -- a log that nobody reads ------------------------------------------------------------------------------------------
+
+
+class Pipe:
+    """A logger whose lines go to a pipe that is full."""
+
+    def __init__(self) -> None:
+        self.read_fd, write_fd = os.pipe()
+        os.set_blocking(write_fd, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(write_fd, b"." * 4095 + b"\n")
+        os.set_blocking(write_fd, True)
+        self.handler = Handler(write_fd, "text")
+        os.close(write_fd)
+        os.set_blocking(self.read_fd, False)
+
+    def say(self, *texts: str) -> None:
+        for text in texts:
+            self.handler.handle(logging.LogRecord("prefork", logging.INFO, "", 1, text, None, None))
+
+    def read(self) -> str:
+        """What is there, but for what the pipe was filled with."""
+        read = b""
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.read_fd, 1 << 16):
+                read += data
+        return "".join(line for line in read.decode().splitlines(keepends=True) if not line.startswith("...."))
+
+    def close(self) -> None:
+        os.close(self.read_fd)
+        os.close(self.handler._fd)
+
+
+@pytest.fixture
+def full() -> Iterator[Pipe]:
+    it = Pipe()
+    yield it
+    it.close()
+
+
+def within_limit(act: Callable[[], object]) -> None:
+    """It ends, however the pipe is."""
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+
+
+def said(text: str) -> list[str]:
+    return [line.partition("] ")[2] for line in text.splitlines()]
+
+
+def test_the_master_does_not_wait_for_who_reads_its_log_and_says_what_is_missing(full: Pipe) -> None:
+    within_limit(lambda: full.say("one", "two", "three", "four"))
+    assert full.read() == ""
+    full.say("five")
+    assert said(full.read()) == ["one", "lines missing here, for which the log had no room: 3", "five"]
+    full.say("six")
+    assert said(full.read()) == ["six"]
+
+
+def test_a_line_that_is_longer_than_the_pipe_comes_whole_or_not_at_all(full: Pipe) -> None:
+    full.read()
+    long = "x" * 200_000
+    within_limit(lambda: full.say(long, "missing"))
+    read = full.read()
+    for n in range(20):
+        full.say(f"after {n}")
+        read += full.read()
+    lines = said(read)
+    assert lines[0] == long
+    assert "lines missing here" in lines[1]
+    assert lines[-1] == "after 19"
+    assert "missing" not in lines[2:]
+
+
+def test_a_reader_that_is_late_is_waited_for_a_little(full: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "PATIENCE_S", PATIENCE_S)
+    timer = threading.Timer(0.05, lambda: read.append(full.read()))
+    read: list[str] = []
+    timer.start()
+    full.say("one", "two")
+    timer.join()
+    assert said("".join(read) + full.read()) == ["one", "two"]
+
+
+def test_a_child_waits_and_does_not_repeat_what_the_master_had_to_say(full: Pipe) -> None:
+    full.say("the master's", "another")
+    full.handler.begin_to_wait()
+    thread = threading.Thread(target=lambda: full.say("a task's", "one more"), daemon=True)
+    thread.start()
+    thread.join(0.2)
+    assert thread.is_alive()
+    read: list[str] = []
+    until(lambda: (read.append(full.read()), not thread.is_alive())[1])
+    assert said("".join(read) + full.read()) == ["a task's", "one more"]
+
+
+def test_a_disk_that_was_full_is_written_to_when_it_has_room(full: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    full.read()
+    write = os.write
+
+    def refuse(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(os, "write", refuse)
+    full.say("one", "two")
+    monkeypatch.setattr(os, "write", write)
+    full.say("three")
+    assert said(full.read()) == ["one", "lines missing here, for which the log had no room: 1", "three"]
 
 
 # -- what tasks print -------------------------------------------------------------------------------------------------
