@@ -15,12 +15,14 @@ import orjson
 from prefork import message
 from prefork.broker import facts
 from prefork.broker.client import Client, Disturbed
+from prefork.broker.wire import NEVER
 from prefork.errors import BadMessage, ResultUnavailable, TaskFailed, WaitTimeout
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 RECHECK_S = 1.0  # the word that a task has finished can get lost with its connection
+ANSWER_S = 2.0  # for a broker to say, when the time is over, that it has not
 
 
 class Home(Protocol):
@@ -148,10 +150,21 @@ class TaskResult(Generic[R_co]):
     def wait(self, timeout: float | None = None) -> R_co:
         """Wait until it has finished, up to `timeout` seconds, and return its value.
 
-        Raises TaskFailed with the task's error and traceback, WaitTimeout, ResultUnavailable if it keeps no result.
+        Raises TaskFailed with the task's error and traceback, WaitTimeout, ResultUnavailable if it keeps no result;
+        BrokerError if the broker can't be used, two seconds after `timeout` at the latest.
         """
         if self._keeps_none():
             raise ResultUnavailable(f"{self.task_name} keeps no result to wait for: its result_ttl is 0")
+        limit_s = NEVER if timeout is None else max(0.0, timeout) + ANSWER_S
+        with self._app.client.within(limit_s):
+            self._wait(timeout)
+        if self.status is TaskStatus.SUCCESSFUL:
+            return self.return_value
+        errors = self.errors
+        last = errors[-1] if errors else TaskError("", "")
+        raise TaskFailed(self.task_name, self.id, last.exception_class_path, last.message, last.traceback)
+
+    def _wait(self, timeout: float | None) -> None:
         give_up = None if timeout is None else time.monotonic() + timeout
         self.refresh()
         while not self.is_finished:
@@ -167,11 +180,6 @@ class TaskResult(Generic[R_co]):
             except Disturbed:
                 time.sleep(0.05)  # the listening connection broke; `refresh` reports a broker that is really gone
                 self.refresh()
-        if self.status is TaskStatus.SUCCESSFUL:
-            return self.return_value
-        errors = self.errors
-        last = errors[-1] if errors else TaskError("", "")
-        raise TaskFailed(self.task_name, self.id, last.exception_class_path, last.message, last.traceback)
 
     def cancel(self, *, running: bool = False) -> bool:
         """Cancel it if it has not started: then it is FAILED with `prefork.Cancelled`. -> whether it was cancelled

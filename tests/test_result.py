@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import threading
 import time
 import tracemalloc
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from prefork import (
+    BrokerError,
     Prefork,
     ResultUnavailable,
     TaskError,
@@ -277,6 +279,25 @@ def test_waiting_ends_soon_after_the_task(app: Prefork, hand: Hand) -> None:
     told = time.monotonic()
     thread.join()
     assert told - ended[0] < SLACK_S
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_waiting_for_a_broker_that_stands_still_ends_soon_after_the_timeout(own_server: Server, known: bool) -> None:
+    """Not at the limit of what an enqueue may take."""
+    app = Prefork("shop", own_server.url, limit_s=600)
+    app.task(name="job")(job)
+    it = app.tasks["job"].enqueue(1)
+    assert own_server.process
+    own_server.process.send_signal(signal.SIGSTOP)
+    if not known:
+        app.client.close()  # nor can a new connection be used
+    begun = time.monotonic()
+    with pytest.raises(BrokerError, match="does not answer in time"):
+        it.wait(timeout=0.2)
+    assert time.monotonic() - begun < SLACK_S
+    own_server.process.send_signal(signal.SIGCONT)
+    it.refresh()
+    assert it.status is TaskStatus.READY
 
 
 def test_a_wait_survives_the_loss_of_its_connection(app: Prefork, hand: Hand, server: Server) -> None:

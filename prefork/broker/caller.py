@@ -144,9 +144,9 @@ class Caller:
         return self._failure
 
     @contextmanager
-    def _one_limit(self) -> Iterator[None]:
-        """Several steps that share one limit."""
-        token = GIVE_UP_S.set(min(GIVE_UP_S.get(), time.monotonic() + self.limit_s))
+    def within(self, seconds: float) -> Iterator[None]:
+        """Several steps that share one limit, beside that of each call."""
+        token = GIVE_UP_S.set(min(GIVE_UP_S.get(), time.monotonic() + seconds))
         try:
             yield
         finally:

@@ -74,7 +74,7 @@ class Client(Caller):
         return self._accept(queue, entries, begun_s, sent=sent)
 
     def _first(self, queue: str, entries: list[verbs.Entry], begun_s: float) -> int:
-        with self._one_limit():
+        with self.within(self.limit_s):
             self.read("SADD", queues_key(self.prefix), queue)
             self._heads[queue] = _head(self.keys(queue))
             if time.monotonic() - begun_s >= self.limit_s:

@@ -18,7 +18,7 @@ from prefork.worker.crashes import CrashLoop
 from prefork.worker.evidence import OutOfMemory
 from prefork.worker.frames import BOOT_FAILED, READY, Answer, Order
 from prefork.worker.handoff import ChildEnd, MasterEnd
-from prefork.worker.loop import Loop
+from prefork.worker.loop import Loop, Timer
 from prefork.worker.process import Death, Process, State
 from prefork.worker.slate import STOP_SIGNAL, Slate
 from prefork.worker.slots import Slot, Slots
@@ -66,7 +66,7 @@ class Pool:
         self.other_descriptors: Callable[[], Iterable[int]] = tuple
         self.crashes = CrashLoop()
         self._oom = OutOfMemory()
-        self._backing_off = False
+        self._pause: Timer | None = None  # until the next one may be tried
         self._left_behind = 0
         self.growing = True
 
@@ -76,7 +76,7 @@ class Pool:
         """Fork until there are as many children as wanted; later, if they keep dying, or the system refuses."""
         # As many as are wanted may be left behind and replaced; no more, or a dead disk would fill the host with them.
         most = self.size - max(0, self._left_behind - self.size)
-        while self.growing and not self._backing_off and len(self.children) < most:
+        while self.growing and self._pause is None and len(self.children) < most:
             if self.crashes.too_many:
                 self._back_off(f"{self.crashes.times} children died in a row with no task")
             else:
@@ -90,14 +90,14 @@ class Pool:
             self._back_off(f"cannot fork a child: {error.strerror}")
 
     def _back_off(self, why: str) -> None:
-        self._backing_off = True
-
         def again() -> None:
-            self._backing_off = False
+            self._pause = None
             if self.growing and len(self.children) < self.size:
                 self._try_to_spawn()
+            if not self.crashes.too_many:
+                self.fill()
 
-        self._loop.call_later(self.crashes.pause_s(why), again)
+        self._pause = self._loop.call_later(self.crashes.pause_s(why), again)
 
     def _spawn(self) -> None:
         taken = {child.number for child in self.children}
@@ -201,6 +201,9 @@ class Pool:
     def _trust_again(self, child: Process) -> None:
         """A child works: others will too."""
         if self.crashes.times and child in self.children:
+            if self.crashes.too_many and self._pause:
+                self._pause.cancel()
+                self._pause = None
             self.crashes.over()
             self.fill()
 

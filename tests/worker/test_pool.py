@@ -1,0 +1,118 @@
+"""The pool with real children, and a loop that has nothing else to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from prefork.worker import frames
+from prefork.worker.frames import Answer
+from prefork.worker.handoff import ChildEnd
+from prefork.worker.loop import Loop
+from prefork.worker.pool import Pool
+from prefork.worker.process import Death, Process, State
+from prefork.worker.slate import Slate
+from tests.conftest import PATIENCE_S
+
+
+class Nursery:
+    """Four children, each of which dies at its start unless `lives` says otherwise when it is forked."""
+
+    def __init__(self) -> None:
+        self.loop = Loop()
+        self.ready: list[Process] = []
+        self.deaths = 0
+        self.pool = Pool(self.loop, 4, None, self._live)
+        self.pool.owner = self
+        self.loop.after = self._turn
+
+    def lives(self) -> bool:
+        raise NotImplementedError
+
+    def _live(self, number: int, end: ChildEnd, slate: Slate) -> None:
+        os.setsid()
+        if self.lives():
+            end.answer(0, frames.READY)
+            time.sleep(3600)
+
+    def run(self) -> None:
+        """Until all are there."""
+        self.pool.fill()
+        self._look()
+        limit = self.loop.call_later(PATIENCE_S, self.loop.stop)
+        self.loop.run()
+        limit.cancel()
+
+    def _look(self) -> None:
+        self.pool.reap()
+        self.loop.call_later(0.005, self._look)
+
+    def _turn(self) -> None:
+        if [child.state for child in self.pool.children] == [State.READY] * 4:
+            self.loop.stop()
+
+    def on_ready(self, child: Process) -> None:
+        self.ready.append(child)
+
+    def on_death(self, death: Death) -> None:
+        self.deaths += 1
+
+    def on_answers(self, child: Process, answers: list[Answer]) -> None: ...
+
+    def on_done(self, child: Process, data: bytes) -> bytes:
+        return data
+
+    def close(self) -> None:
+        self.pool.growing = False
+        for child in self.pool.children:
+            self.pool.kill(child, "the test is over")
+            os.waitpid(child.pid, 0)
+        self.pool.close()
+
+
+@pytest.fixture
+def nursery() -> Iterator[Nursery]:
+    it = Nursery()
+    yield it
+    it.close()
+
+
+def test_all_children_are_there_as_soon_as_one_works_though_another_had_to_wait(
+    nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one that lives is forked when five have died. After eight the next one is tried, and dies, so that a
+    long pause has begun when the first one is trusted."""
+    times = nursery.pool.crashes
+
+    def lives() -> bool:
+        return times.times != 8 if nursery.ready else times.times == 5
+
+    monkeypatch.setattr(nursery, "lives", lives)
+    monkeypatch.setattr("prefork.worker.crashes.LONGEST_PAUSE_S", 3600.0)
+    pause_s = nursery.pool.crashes.pause_s
+    monkeypatch.setattr(times, "pause_s", lambda why: 3600.0 if times.times > 8 else pause_s(why))
+    nursery.run()
+    assert len(nursery.pool.children) == 4
+    assert nursery.deaths >= 8
+
+
+def test_a_child_that_the_system_refused_is_not_the_last_one_that_is_tried(
+    nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork, refused = os.fork, list[None]()
+
+    def refuse_twice() -> int:
+        if len(refused) < 2:
+            refused.append(None)
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return fork()
+
+    monkeypatch.setattr("prefork.worker.pool.os.fork", refuse_twice)
+    monkeypatch.setattr("prefork.worker.pool.SETTLED_S", 3600.0)  # nobody trusts again
+    monkeypatch.setattr(nursery, "lives", lambda: True)
+    nursery.run()
+    assert len(nursery.pool.children) == 4
