@@ -77,9 +77,10 @@ static char *loaded(int it, const char *path) {
     return sha;
 }
 
-static void child(Times *times, int task_r) {
+static void child(Times *times, const int *task) {
     char message[4096];
-    while (read(task_r, message, sizeof message) > 0)
+    close(task[1]);
+    while (read(task[0], message, sizeof message) > 0)
         times->begun[times->count] = now_us();
     exit(0);
 }
@@ -131,7 +132,7 @@ int main(int argc, char **argv) {
     const char *enqueue = *argv[2] ? loaded(it, argv[2]) : "", *claim = *argv[3] ? loaded(it, argv[3]) : "";
     pid_t children[] = {fork(), 0};
     if (!children[0])
-        child(times, task[0]);
+        child(times, task);
     if (!(children[1] = fork()))
         master(times, port, task[1], claim);
     while (!times->ready)

@@ -168,13 +168,15 @@ class TaskResult(Generic[R_co]):
         give_up = None if timeout is None else time.monotonic() + timeout
         self.refresh()
         while not self.is_finished:
+            if give_up is not None and time.monotonic() >= give_up:
+                raise WaitTimeout(f"{self.task_name} {self.id} is {self.status} after {timeout:g} s")
             try:
                 with self._app.client.listen(self.queue_name, self.id) as heard:
                     self.refresh()  # it may have finished before anybody listened
                     while not self.is_finished:
                         left_s = RECHECK_S if give_up is None else min(RECHECK_S, give_up - time.monotonic())
                         if left_s <= 0:
-                            raise WaitTimeout(f"{self.task_name} {self.id} is {self.status} after {timeout:g} s")
+                            break
                         heard(left_s)
                         self.refresh()
             except Disturbed:

@@ -87,6 +87,7 @@ def run(settings: Settings, conf: Path, *, burst: bool) -> int:
         elif pidfile:
             pidfile.release()
     if again:
+        handler.flush()
         reload.become_anew()
     return 0
 

@@ -19,6 +19,7 @@ from prefork.cli.output import plain, print_json
 from prefork.cli.stop import ASKED, DEFAULT_PATIENCE_S, ENDED, stop, whom
 from prefork.errors import (
     TEN_YEARS_S,
+    BrokerError,
     InvalidArguments,
     PreforkError,
     ResultUnavailable,
@@ -104,9 +105,11 @@ def _enqueue(options: argparse.Namespace) -> int:
         return 0
     try:
         value = result.wait(timeout=patience_s)
-    except (TaskFailed, WaitTimeout, ResultUnavailable) as error:
+    except (TaskFailed, WaitTimeout, ResultUnavailable, BrokerError) as error:
         if options.json:
             print_json(known | {"error": str(error)})
+        if isinstance(error, BrokerError):  # which doesn't tell what it is about
+            raise BrokerError(f"{task.name} {result.id} was accepted, and then: {error}") from None
         raise
     print_json(known | {"value": value}) if options.json else print(orjson.dumps(value).decode())
     return 0

@@ -17,6 +17,7 @@ class CrashLoop:
 
     def __init__(self) -> None:
         self.times = 0
+        self.since_s = 0.0  # of the first of them
         self._last, self._next_s = "", 0.0
         self._said: set[str] = set()
 
@@ -27,6 +28,8 @@ class CrashLoop:
 
     def count(self, why: str) -> None:
         """One more has died."""
+        if not self.times:
+            self.since_s = time.monotonic()
         self.times += 1
         self._last = why
 

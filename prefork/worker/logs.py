@@ -26,7 +26,7 @@ class Handler(logging.Handler):
 
     `task`, `task_id`: what this child is running now; empty in the master. A child waits for a reader that does not
     keep up. The master has children to look after, and a lease: it leaves out lines for which a pipe has no room, and
-    says how many when there is room again.
+    says how many when there is room again. `is_behind`: it has something to say still, for which `flush` asks again.
     """
 
     task = ""
@@ -35,42 +35,72 @@ class Handler(logging.Handler):
     def __init__(self, fd: int, form: str) -> None:
         super().__init__()
         self._fd, self._json = os.dup(fd), form == "json"
+        self._waits = stat.S_ISREG(os.fstat(self._fd).st_mode)  # for a disk one can't but wait
+        self._own_fd = -1 if self._waits else _that_never_waits(self._fd)
         self._poll, self._is_late = select.poll(), False
         self._poll.register(self._fd, select.POLLOUT)
-        self._waits = stat.S_ISREG(os.fstat(self._fd).st_mode)  # for a disk one can't but wait
         self._rest, self._missing = b"", 0  # of the line before; how many lines after it
+        self.is_behind = False
 
     def begin_to_wait(self) -> None:
         """In a child: from now on for whoever reads this, however long; as what prints to a pipe expects."""
-        self._waits, self._rest, self._missing = True, b"", 0
+        if self._own_fd >= 0:
+            os.close(self._own_fd)
+        self._waits, self._own_fd, self._rest, self._missing, self.is_behind = True, -1, b"", 0, False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record. A log that can't be written must not end a task."""
         try:
             data = self._encoded(record)
-            if not self._write_rest():
-                self._missing += 1
+            if not self._waits:
+                self._say(data)
                 return
-            if self._missing:
-                told = f"lines missing here, for which the log had no room: {self._missing}"
-                data = self._encoded(logging.LogRecord("prefork", logging.WARNING, "", 0, told, None, None)) + data
-            self._rest, self._missing = data, 0
-            self._write_rest()
+            while data:
+                data = data[os.write(self._fd, data) :]
         except Exception:
             return
 
+    def flush(self) -> None:
+        """Write what there was no room for, as far as there is now."""
+        self.acquire()
+        try:
+            if self.is_behind:
+                self.is_behind = not self._catch_up()
+        finally:
+            self.release()
+
+    def _say(self, data: bytes) -> None:
+        if self._catch_up():
+            self._rest = data
+            self._write_rest()
+        else:
+            self._missing += 1
+        self.is_behind = bool(self._rest or self._missing)
+
+    def _catch_up(self) -> bool:
+        """-> whether all is said that was to be said before"""
+        if self._write_rest() and self._missing:
+            told = f"lines missing here, for which the log had no room: {self._missing}"
+            self._rest = self._encoded(logging.LogRecord("prefork", logging.WARNING, "", 0, told, None, None))
+            self._missing = 0
+        return self._write_rest()
+
     def _write_rest(self) -> bool:
         """-> whether all is written"""
-        most = None if self._waits else select.PIPE_BUF  # a pipe that has any room has room for so much
+        # A pipe that has any room has room for so much, unless others who write to it are faster.
+        fd, most = (self._fd, select.PIPE_BUF) if self._own_fd < 0 else (self._own_fd, None)
         while self._rest:
-            if not (self._waits or self._poll.poll(0 if self._is_late else PATIENCE_S * 1000)):
-                self._is_late = True
-                return False
+            room = self._poll.poll(0 if self._is_late else PATIENCE_S * 1000)
             try:
-                self._rest = self._rest[os.write(self._fd, self._rest[:most]) :]
+                written = os.write(fd, self._rest[:most]) if room else 0
+            except ConnectionError:
+                written = len(self._rest)  # nobody will ever read it
             except OSError:
+                written = 0
+            self._is_late = not written
+            if self._is_late:
                 return False
-        self._is_late = False
+            self._rest = self._rest[written:]
         return True
 
     def _encoded(self, record: logging.LogRecord) -> bytes:
@@ -100,6 +130,14 @@ class Handler(logging.Handler):
 
     def _trace(self, record: logging.LogRecord) -> str:
         return logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
+
+
+def _that_never_waits(fd: int) -> int:
+    """The same pipe or terminal opened once more, since others wait on what they share; -1 where that can't be had."""
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:  # a socket; another system; a pipe of the user who has started this one
+        return -1
 
 
 def _message(record: logging.LogRecord) -> str:

@@ -172,6 +172,8 @@ class Master:
     def _turn(self) -> None:
         """Once a turn, after all that has come was taken in."""
         now_s = self.loop.turned_s
+        if self._log.is_behind:
+            self._log.flush()
         running = not self.shutdown.begun
         holds = now_s < self.lease.ends_s
         if running and holds:  # one that stood still would start what another has now

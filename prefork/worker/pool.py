@@ -199,8 +199,8 @@ class Pool:
             self.kill(child, "it had closed its pipe to the master")
 
     def _trust_again(self, child: Process) -> None:
-        """A child works: others will too."""
-        if self.crashes.times and child in self.children:
+        """A child works that was forked since others have died: more will."""
+        if self.crashes.times and child in self.children and child.born_s >= self.crashes.since_s:
             if self.crashes.too_many and self._pause:
                 self._pause.cancel()
                 self._pause = None

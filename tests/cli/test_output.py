@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.cli.command import as_json, prefork
-from tests.conftest import Project, until
+from tests.conftest import PATIENCE_S, Project, until
 from tests.process.scene import key
 
 ROOT = Path(__file__).parents[2]
@@ -129,6 +129,20 @@ def test_an_enqueue_that_is_waited_for_in_vain_names_the_task(project: Project) 
     name = f"{project.module_name}.add"
     said = prefork("enqueue", name, "--args", "[1]", "--wait", "0.1", "--broker", project.server.url, code=1)
     assert re.fullmatch(rf"prefork: {name} [0-9a-f]{{32}} is READY after 0.1 s\n", said)
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_a_task_whose_broker_is_lost_while_it_is_waited_for_is_named(own_project: Project, form: tuple[str]) -> None:
+    server, name = own_project.server, f"{own_project.module_name}.add"
+    words = ["enqueue", name, "--args", "[1]", "--wait", "60", "--broker", server.url, *form]
+    process = subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until(lambda: server.client.llen(key("pending")) and server.client.pubsub_channels())
+    (id,) = server.client.lrange(key("pending"), 0, -1)
+    server.kill()
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 69
+    assert re.fullmatch(rf"prefork: {name} {id.decode()} was accepted, and then: .*\n", err)
+    assert ('"error": ' in out and id.decode() in out) if form else out == ""
 
 
 def test_cancel_need_not_wait_for_what_runs(project: Project) -> None:

@@ -5,6 +5,7 @@ import errno
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -177,10 +178,10 @@ def test_lines_of_many_threads_and_processes_are_not_mixed(sink: Any) -> None:
 
 
 class Pipe:
-    """A logger whose lines go to a pipe that is full."""
+    """A logger whose lines go to a pipe that is full, or to a socket."""
 
-    def __init__(self) -> None:
-        self.read_fd, write_fd = os.pipe()
+    def __init__(self, kind: str) -> None:
+        self.read_fd, write_fd = os.pipe() if kind != "socket" else map(socket.socket.detach, socket.socketpair())
         os.set_blocking(write_fd, False)
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -207,9 +208,11 @@ class Pipe:
         os.close(self.handler._fd)
 
 
-@pytest.fixture
-def full() -> Iterator[Pipe]:
-    it = Pipe()
+@pytest.fixture(params=["pipe", "another user's", "socket"])
+def full(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipe]:
+    if request.param == "another user's":  # which can't be opened once more
+        monkeypatch.setattr(logs, "_that_never_waits", lambda fd: -1)
+    it = Pipe(request.param)
     yield it
     it.close()
 
@@ -233,6 +236,25 @@ def test_the_master_does_not_wait_for_who_reads_its_log_and_says_what_is_missing
     assert said(full.read()) == ["one", "lines missing here, for which the log had no room: 3", "five"]
     full.say("six")
     assert said(full.read()) == ["six"]
+    assert not full.handler.is_behind
+
+
+def test_what_is_missing_is_said_as_soon_as_there_is_room(full: Pipe) -> None:
+    full.say("one", "two")
+    full.handler.flush()
+    assert full.handler.is_behind
+    full.read()
+    full.handler.flush()
+    assert said(full.read()) == ["one", "lines missing here, for which the log had no room: 1"]
+    assert not full.handler.is_behind
+
+
+def test_what_nobody_will_ever_read_is_not_kept(full: Pipe) -> None:
+    full.say("one", "two")
+    os.close(full.read_fd)
+    full.say("three")
+    assert not full.handler.is_behind
+    full.read_fd = os.dup(full.handler._fd)
 
 
 def test_a_line_that_is_longer_than_the_pipe_comes_whole_or_not_at_all(full: Pipe) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import time
 from collections.abc import Iterator
 
@@ -24,6 +25,7 @@ class Nursery:
 
     def __init__(self) -> None:
         self.loop = Loop()
+        self.answer_every_s = 3600.0
         self.ready: list[Process] = []
         self.deaths = 0
         self.pool = Pool(self.loop, 4, None, self._live)
@@ -37,7 +39,9 @@ class Nursery:
         os.setsid()
         if self.lives():
             end.answer(0, frames.READY)
-            time.sleep(3600)
+            while True:
+                time.sleep(self.answer_every_s)
+                end.answer(1, frames.DONE)
 
     def run(self) -> None:
         """Until all are there."""
@@ -52,8 +56,11 @@ class Nursery:
         self.loop.call_later(0.005, self._look)
 
     def _turn(self) -> None:
-        if [child.state for child in self.pool.children] == [State.READY] * 4:
+        if self.is_over():
             self.loop.stop()
+
+    def is_over(self) -> bool:
+        return [child.state for child in self.pool.children] == [State.READY] * 4
 
     def on_ready(self, child: Process) -> None:
         self.ready.append(child)
@@ -116,3 +123,17 @@ def test_a_child_that_the_system_refused_is_not_the_last_one_that_is_tried(
     monkeypatch.setattr(nursery, "lives", lambda: True)
     nursery.run()
     assert len(nursery.pool.children) == 4
+
+
+def test_children_that_have_long_worked_do_not_end_the_pauses_of_those_that_cannot_start(
+    nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a database has no connection left for the next one. Else the master forks as fast as they die."""
+    nursery.answer_every_s = 0.001
+    monkeypatch.setattr(nursery, "lives", lambda: len(nursery.ready) < 4)
+    nursery.run()
+    os.kill(nursery.pool.children[0].pid, signal.SIGKILL)
+    monkeypatch.setattr(nursery, "is_over", lambda: nursery.pool.crashes.times > 7)
+    nursery.run()
+    assert nursery.is_over()
+    assert len(nursery.pool.children) == 3
