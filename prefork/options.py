@@ -42,28 +42,28 @@ def queue_name(value: Any) -> str:
     """A queue's name: 1 to 100 characters, no space, comma, colon or brace. Raises InvalidOption."""
     if not isinstance(value, str) or not QUEUE_NAME.fullmatch(value) or not value.isprintable():
         raise InvalidOption(f"queue_name={value!r}: a queue's name has 1 to 100 characters, no space , : {{ or }}")
-    return value
+    return str.__str__(value)  # a member of an Enum is formatted as something else
 
 
 def prefix(value: Any) -> str:
     """What the names of all keys start with: 1 to 100 characters, no space or brace. Raises InvalidOption."""
     if not isinstance(value, str) or not PREFIX.fullmatch(value) or not value.isprintable():
         raise InvalidOption(f"prefix={value!r}: a prefix has 1 to 100 characters, no space {{ or }}")
-    return value
+    return str.__str__(value)
 
 
 def priority(value: Any) -> int:
     """A priority, -100 to 100; higher goes first. Raises InvalidOption."""
     if not isinstance(value, int) or isinstance(value, bool) or not -100 <= value <= 100:
         raise InvalidOption(f"priority={value!r}: a priority is an integer from -100 to 100; higher goes first")
-    return value
+    return int(value)
 
 
 def max_retries(value: Any) -> int:
     """A number of retries, 0 to 1000. Raises InvalidOption."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 1000:
         raise InvalidOption(f"max_retries={value!r}: give an integer from 0 to 1000")
-    return value
+    return int(value)
 
 
 def seconds(name: str, value: Any, *, least: float = 0.001) -> float:

@@ -96,9 +96,10 @@ class Task(Generic[P, R]):
         return invocation.result(id, self.app.client.enqueue(self.queue_name, [invocation.entry(id)]))
 
     async def aenqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskResult[R]:
-        """As `enqueue`, without blocking the event loop."""
-        self._check(args, kwargs)
-        return await self.app.client.in_thread(self.enqueue, *args, **kwargs)
+        """As `enqueue`, without blocking the event loop. When it is cancelled, it may be sent all the same."""
+        invocation, id = self.s(*args, **kwargs), new_id()
+        entries = [invocation.entry(id)]
+        return invocation.result(id, await self.app.client.in_thread(self.app.client.enqueue, self.queue_name, entries))
 
     @known_options
     def using(

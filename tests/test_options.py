@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import enum
 import math
 import re
 from datetime import UTC, datetime, timedelta, timezone
@@ -155,3 +156,20 @@ def test_a_prefix_that_would_spoil_the_names_of_keys_is_refused(prefix: str) -> 
 def test_a_limit_that_makes_no_sense_is_refused(limit_s: Any) -> None:
     with pytest.raises(InvalidOption, match=r"^limit_s="):
         Prefork("shop", limit_s=limit_s)
+
+
+class Queues(str, enum.Enum):  # noqa: UP042  # the older form, which is still about
+    MAIL = "mail"
+
+
+class Ranks(enum.IntEnum):
+    HIGH = 10
+
+
+def test_members_of_enums_are_what_they_stand_for() -> None:
+    """An f-string makes `Queues.MAIL` of the first: keys of another queue, to which no worker listens."""
+    assert f"{options.queue_name(Queues.MAIL)}" == "mail"
+    assert f"{options.prefix(Queues.MAIL)}" == "mail"
+    task = app().task(queue_name=Queues.MAIL, priority=Ranks.HIGH, max_retries=Ranks.HIGH)(job)
+    assert [type(it) for it in (task.queue_name, task.priority, task.options.max_retries)] == [str, int, int]
+    assert type(task.using(queue_name=Queues.MAIL).queue_name) is str

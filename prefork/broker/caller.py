@@ -43,7 +43,7 @@ class Caller:
         self._checked = False
         self._address: address.Address | None = None
         self._failure: BrokerError | None = None  # of the latest call, if it failed
-        self._lock, self._pid = threading.Lock(), os.getpid()
+        self._lock, self._pid = threading.RLock(), os.getpid()  # a handler of a signal may enqueue
 
     @property
     def shown(self) -> str:
@@ -81,7 +81,7 @@ class Caller:
     def _notice_fork(self) -> None:
         if self._pid != os.getpid():  # the lock may have been held by a thread that is not here
             inherited, self._wire = self._wire, None
-            self._lock, self._pid = threading.Lock(), os.getpid()
+            self._lock, self._pid = threading.RLock(), os.getpid()
             if inherited:
                 inherited.close_idle()
 
@@ -129,8 +129,10 @@ class Caller:
             except TROUBLE as error:
                 last, reached = error, not isinstance(error, hiredis.ReplyError)
             left_s = give_up - time.monotonic()
-            if passing.refused_for_now(last):
-                self._connect_anew()  # after a failover the address may lead to another server
+            if reached or passing.refused_for_now(last):
+                # After a failover the address may lead to another server. And what has cut one connection, perhaps in
+                # silence, has cut those that were idle too: to try them one by one would take longer than the limit.
+                self._connect_anew()
             transient = passing.may_pass(last, known=self._checked)
             sent = sent or (uncertain and transient and reached)
             if not transient or left_s < pause_s + min(time.monotonic() - begun, self.limit_s * TRY):
@@ -156,7 +158,7 @@ class Caller:
         if self._wire:
             self._wire.close_idle()
 
-    async def in_thread(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    async def in_thread(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         """Call in a thread, so that the event loop goes on; the limit counts from now, not from the thread's turn."""
         import asyncio  # whoever awaits this has it
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import hiredis
 
-from prefork.broker import address, trouble, verbs
+from prefork.broker import address, passing, trouble, verbs
 from prefork.broker.dial import Dial, EventLoop, Timer
 from prefork.broker.wire import abort
 from prefork.errors import BrokerError
@@ -198,7 +198,7 @@ class Channel:
                     return self._break(ConnectionError(f"Protocol error: no answer to {sent.call.verb}"))
                 else:
                     sent.callback(reply)
-                    if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("READONLY"):
+                    if passing.is_replica(reply):
                         # After a failover the address may lead to another server, while this one lives on.
                         return self._break(reply) if self._socket is here else None
         except hiredis.ProtocolError as error:

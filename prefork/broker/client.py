@@ -63,6 +63,7 @@ class Client(Caller):
                 reply = wire.exchange(head + packed[len(b"*4\r\n") :])
             except TROUBLE:
                 reply, sent = NOT_SENT, True
+                self._connect_anew()  # see `_bounded`
             if verbs.is_answer("enqueue", reply):
                 return int(reply[0])
             if isinstance(reply, hiredis.ReplyError):

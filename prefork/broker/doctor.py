@@ -17,6 +17,8 @@ from prefork.broker.upkeep import Upkeep
 CLOCK_OFF_S = 2.0
 SLOW_PING_MS = 20.0
 LEAST_PIPE_PAGES = 16_384
+GRACE_S = 5.0  # for living workers to come back after an outage in which their leases have ended
+NO_DEAD_LETTERS = 1 << 53  # how many deaths make one is known to the workers
 
 
 def examine(client: Client) -> Iterator[Finding]:
@@ -116,9 +118,14 @@ def _queue(client: Client, name: str, holders: list[str]) -> Iterator[Finding]:
         held = sum(client.read("ZCARD", k.active(worker)) for worker in ended)
 
         def take_over() -> str:
-            moved = [client.call(verbs.restore(k, worker, "expired")) for worker in ended]
-            total = sum(max(0, it[0] if isinstance(it, list) else it) for it in moved)
-            return f"queue {name}: taken over from {len(ended)} workers; {total} messages put back into the queue"
+            time.sleep(GRACE_S)
+            moved = [
+                client.call(verbs.restore(k, worker, "unmoved", [str(counted.leases[worker])], NO_DEAD_LETTERS))
+                for worker in ended
+            ]
+            gone = [it for it in moved if it >= 0]
+            back = f"; {len(moved) - len(gone)} were back" if len(gone) < len(moved) else ""
+            return f"queue {name}: taken over from {len(gone)} workers; {sum(gone)} messages put back{back}"
 
         host, pid = survey.whose(ended[0])
         yield Finding(

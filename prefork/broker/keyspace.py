@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from prefork.broker.client import Client
 from prefork.broker.finding import Finding, named
 
 PAGE = 1000  # keys that one script looks at
+# What a worker reports of itself is under its identity (lease.py), of which no other program makes keys.
+WORKER = re.compile(r"worker:[^{}]+:[0-9a-f]{8}:[1-9][0-9]*:[^:{}]*:[0-9]+")
 MOST_LOOKED_AT = 5_000_000  # keys, of whomever
 MOST_UNKNOWN = 1000
 KEPT_MS = 30 * 86_400_000  # what was put aside
@@ -48,7 +51,7 @@ def look(client: Client) -> Keyspace:
         types[key] = kind
         if key == queues_key:
             _check(client, found, "", key, kind, left_ms, ("set", 0))
-        elif key.startswith(f"{client.prefix}:worker:"):
+        elif WORKER.fullmatch(key.removeprefix(f"{client.prefix}:")):
             _check(client, found, "", key, kind, left_ms, ("string", 10_000))
         else:
             queue, name = _parts(client, key)

@@ -111,7 +111,10 @@ def within(limit_s: float, ask: Callable[[], list[Found]]) -> list[Found]:
             ended.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # an interpreter that ends starts no more of them, nor does a process that has too many
+        return ask()
     thread.join(limit_s)
     told = ended[0] if ended else TimeoutError("timed out: name resolution")
     if isinstance(told, Exception):

@@ -14,7 +14,18 @@ SOON = ("LOADING", "ERR max number of clients")
 
 def refused_for_now(error: BaseException) -> bool:
     """Whether the server has refused, so that nothing was carried out, and may not the next time."""
-    return isinstance(error, hiredis.ReplyError) and str(error).startswith(FOR_NOW)
+    return isinstance(error, hiredis.ReplyError) and _code(error).startswith(FOR_NOW)
+
+
+def is_replica(reply: object) -> bool:
+    """Whether this is what a server says that is a primary no more."""
+    return isinstance(reply, hiredis.ReplyError) and _code(reply).startswith("READONLY")
+
+
+def _code(error: hiredis.ReplyError) -> str:
+    """What it begins with; Redis 6.2 wraps what a command in a script has said."""
+    said = str(error)
+    return said.partition(": -")[2] or said if said.startswith("ERR Error running script") else said
 
 
 def broken_off(reply: object) -> bool:
@@ -29,7 +40,7 @@ def may_pass(error: BaseException, *, known: bool) -> bool:
     and a name that is not known was.
     """
     if isinstance(error, hiredis.ReplyError):
-        return str(error).startswith(FOR_NOW + SOON)
+        return _code(error).startswith(FOR_NOW + SOON)
     if isinstance(error, hiredis.ProtocolError | socket.gaierror):
         return known
     # A certificate that is not trusted is a ValueError too.

@@ -34,7 +34,10 @@ def load_app(settings: Settings) -> Prefork:
     from prefork.app import Prefork  # not for a command that loads none
 
     assert settings.app
-    os.chdir(settings.directory)
+    try:
+        os.chdir(settings.directory)
+    except OSError as error:  # it is there, but the user that this has become may not enter it
+        raise ConfigError("directory", None, f"{settings.directory} can't be entered: {error.strerror}") from None
     sys.path.insert(0, str(settings.directory))
     name, _, attribute = settings.app.partition(":")
     module = _import(name, settings.directory)

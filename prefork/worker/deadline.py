@@ -7,7 +7,8 @@ time costs nothing, and an idle worker sleeps.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 from prefork.worker.frames import Order
 from prefork.worker.loop import Loop, Timer
@@ -33,6 +34,8 @@ class Deadlines:
             self._timer = self._loop.call_later(timeout_s, self._look)
 
     def _look(self) -> None:
+        if self._timer:  # this is not always its own time
+            self._timer.cancel()
         self._timer = None
         for child in list(self._pool.children):
             left_s = self._left_s(child)
@@ -42,9 +45,7 @@ class Deadlines:
                 order = child.head
                 if left_s is not None and left_s <= 0 and order and not child.killed_for:
                     self._end(child, order)
-        left = [left_s for child in self._pool.children if (left_s := self._left_s(child)) is not None and left_s > 0]
-        # Others wait behind: their own time begins when they start, so that this look is early for them, never late.
-        if left:
+        if left := [left_s for child in self._pool.children for left_s in self._all_left_s(child) if left_s > 0]:
             self.watch(min(left))
 
     def _end(self, child: Process, order: Order) -> None:
@@ -65,9 +66,17 @@ class Deadlines:
     def _left_s(self, child: Process) -> float | None:
         order = child.head
         if order is None or not order.terms.timeout_s or child.killed_for:
-            behind = [t for o in child.end.unanswered.values() if (t := o.terms.timeout_s)]
-            return min(behind) if behind and not child.killed_for else None
+            return None
         return child.slot.head_since_s + order.terms.timeout_s - time.monotonic()
+
+    def _all_left_s(self, child: Process) -> Iterator[float]:
+        """When to look again. The time of what waits behind begins when that does: early for it, never late."""
+        if child.killed_for:
+            return
+        if (left_s := self._left_s(child)) is not None:
+            yield left_s
+        for order in islice(child.end.unanswered.values(), 1, None):
+            yield order.terms.timeout_s
 
 
 class LagWatch:

@@ -83,7 +83,7 @@ def ran_ns(pid: int) -> int:
 def _facts(pid: int) -> dict[str, str]:
     """What the kernel says of a process, where it can be asked."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text("utf-8", "replace").splitlines()  # a name may be cut short
     except OSError:
         return {}
     return {name: text.strip() for name, _, text in (line.partition(":") for line in lines)}

@@ -4,22 +4,28 @@ Looked at while tasks run, and only if a limit is set:
 
 - beyond `max_memory_per_child` a child is replaced when it has ended its task (work.py);
 - beyond twice that it is killed, with evidence, in the middle of it;
-- beyond `max_memory`, for the whole worker, the largest child that runs a task is killed.
+- beyond `max_memory`, for the whole worker, the largest child goes: replaced if it has nothing to do, killed else.
+
+A child whose tasks are too short to be found at one of them is replaced when it has ended what it is at.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
+from prefork.worker.frames import Order
 from prefork.worker.loop import Loop
 from prefork.worker.pool import Pool
-from prefork.worker.process import Process
+from prefork.worker.process import Process, State
 
+log = logging.getLogger("prefork")
 EVERY_S = 0.25
 HARD = 2
 PSS = re.compile(rb"^Pss: +([0-9]+) kB", re.MULTILINE)
@@ -28,8 +34,10 @@ PSS = re.compile(rb"^Pss: +([0-9]+) kB", re.MULTILINE)
 class Governor:
     """Looks at the memory of one worker. `per_child`, `total`: bytes, or None for no limit."""
 
-    def __init__(self, loop: Loop, pool: Pool, per_child: int | None, total: int | None) -> None:
-        self._loop, self._pool = loop, pool
+    def __init__(
+        self, loop: Loop, pool: Pool, per_child: int | None, total: int | None, give_back: Callable[[list[Order]], None]
+    ) -> None:
+        self._loop, self._pool, self._give_back = loop, pool, give_back
         self._hard = per_child * HARD if per_child else None
         self._total = total
         self._armed = False
@@ -47,7 +55,7 @@ class Governor:
         if not busy:
             return
         self.arm()
-        if any(child.killed_for for child in self._pool.children):
+        if any(it.killed_for or (it.state is State.FINISHING and not it.head) for it in self._pool.children):
             return  # what it has will be free in a moment, and nobody else is to go for it
         if self._hard:
             for child in busy:
@@ -58,9 +66,14 @@ class Governor:
             sizes = {child.pid: own_bytes(child.pid) for child in self._pool.children}
             together = own_bytes(os.getpid()) + sum(sizes.values())
             if together > self._total:
-                largest = max(busy, key=lambda child: sizes[child.pid])
+                idle = [child for child in self._pool.children if not child.head and child.state is State.READY]
+                largest = max(busy + idle, key=lambda child: sizes[child.pid])
                 said = f"the worker's memory of {_mb(together)}, more than max_memory"
-                self._end(largest, f"{said}; this child had the most, {_mb(sizes[largest.pid])}")
+                said = f"{said}; this child had the most, {_mb(sizes[largest.pid])}"
+                if largest in busy:
+                    self._end(largest, said)
+                else:
+                    self._replace(largest, said)
 
     def _end(self, child: Process, why: str) -> None:
         order = child.head
@@ -70,11 +83,22 @@ class Governor:
 
         def kill(stack: str) -> None:
             self._asked.discard(child)
-            if child in self._pool.children and child.head is order:  # else its pid may be another's
+            self._pool.read(child)  # it may have answered meanwhile
+            if child not in self._pool.children:
+                return  # its pid may be another's
+            if child.head is order:
                 child.stack = stack
                 self._pool.kill(child, why)
+            elif not child.killed_for:
+                self._replace(child, why)
 
         self._pool.ask_stack(child, kill)
+
+    def _replace(self, child: Process, why: str) -> None:
+        if child.state is State.READY:
+            log.info("child %d (pid %d) is replaced: %s", child.number, child.pid, why)
+        self._give_back(self._pool.take_back(child))
+        self._pool.finish(child)
 
 
 def resident_bytes(pid: int) -> int:

@@ -157,10 +157,10 @@ class MasterEnd:
 
         Raises EOFError when there will be none any more, ValueError for garbage.
         """
-        if self._garbage:
-            raise ValueError(self._garbage)
         if self.answer_r < 0:  # it was closed after the child's death
             return None
+        if self._garbage:
+            raise ValueError(self._garbage)
         try:
             data = os.read(self.answer_r, READ_BYTES)
         except BlockingIOError:

@@ -5,6 +5,7 @@ A dead child is reaped at once: first its answers are read to their end, then it
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -29,6 +30,7 @@ SETTLED_S = 1.0  # a child that lives so long after its start is not part of a c
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 UNLIMITED = 1 << 62
 UNKILLABLE_S = 2.0  # after a kill: more than a child needs to give its memory back
+BOOT_S = 60.0
 LOST_S = 0.5  # from the end of a child's pipe to its own, at most
 
 
@@ -102,9 +104,10 @@ class Pool:
     def _spawn(self) -> None:
         taken = {child.number for child in self.children}
         number = next(n for n in range(1, len(taken) + 2) if n not in taken)
+        for stream in (sys.stdout, sys.stderr):  # what stands there would be written by each child once more
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
         end, slate = MasterEnd(), None
-        sys.stdout.flush()
-        sys.stderr.flush()
         # A signal that came between the fork and the child's own handlers would go to the master's pipe.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
@@ -126,6 +129,7 @@ class Pool:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         end.forked()
         child = Process(number, pid, end, slate, Slot(self.slots, left=self._tasks_per_child or UNLIMITED))
+        child.boot_watch = self._loop.call_later(BOOT_S, lambda: self._boots_late(child))
         self.children.append(child)
         self.by_slot[child.slot] = child
 
@@ -145,8 +149,11 @@ class Pool:
         if child.end.write_on():
             self._loop.on_write(child.end.task_w, None)
 
-    def read(self, child: Process) -> bool:
-        """Read what a child has answered. -> whether there was anything to read"""
+    def read(self, child: Process, *, reaped: bool = False) -> bool:
+        """Read what a child has answered. -> whether there was anything to read
+
+        `reaped`: its pid may be another's by now.
+        """
         try:
             answers = child.end.receive(partial(self._done, child) if fast.compiled else None)
         except EOFError:
@@ -155,7 +162,8 @@ class Pool:
             return False
         except ValueError as error:
             self._loop.forget(child.end.answer_r)
-            self.kill(child, f"it sent garbage: {error}")
+            if not reaped:
+                self.kill(child, f"it sent garbage: {error}")
             return False
         if answers is None:
             return False
@@ -176,8 +184,17 @@ class Pool:
             self._trust_again(child)
         return rest
 
+    def _boots_late(self, child: Process) -> None:
+        """Its hooks may load something large, or wait for what will never come: that is said, and others are tried."""
+        log.warning("child %d (pid %d) has not started after %g s: its on_child_start hooks still run", child.number,
+                    child.pid, BOOT_S)  # fmt: skip
+        if self.growing and self._pause is None and len(self.children) < self.size:
+            self._try_to_spawn()
+
     def _on_start(self, child: Process, answer: Answer) -> None:
         """A child says whether it could start."""
+        if child.boot_watch:
+            child.boot_watch.cancel()
         if child.state is State.READY:  # a task has written into the pipe
             self.kill(child, "it sent garbage: it said a second time how it had started")
         elif answer.kind == READY:
@@ -277,11 +294,13 @@ class Pool:
                 tell(status)
 
     def _bury(self, child: Process, status: int, peak_kib: int, cpu_s: float) -> None:
-        while self.read(child):
+        while self.read(child, reaped=True):
             pass
         waiting = child.end.take_back()
         running = list(child.end.unanswered.values())
         self._loop.forget(child.end.answer_r)
+        if child.boot_watch:
+            child.boot_watch.cancel()
         if child.end.backlog:
             self._loop.forget(child.end.task_w)
         child.end.close()

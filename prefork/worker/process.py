@@ -17,6 +17,7 @@ import psutil
 
 from prefork.worker.frames import Order
 from prefork.worker.handoff import MasterEnd
+from prefork.worker.loop import Timer
 from prefork.worker.slate import Slate
 from prefork.worker.slots import Slot
 
@@ -46,6 +47,7 @@ class Process:
     killed_order: Order | None = None  # because of which
     stack: str = ""  # what it was doing then
     boot_error: str = ""  # why it could not start, in a line
+    boot_watch: Timer | None = None  # until it has started
 
     @property
     def head(self) -> Order | None:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
+from prefork.errors import ConfigError
 from prefork.worker.loop import Loop, Timer
 from prefork.worker.pool import Pool
 
@@ -42,7 +43,10 @@ class Origin(NamedTuple):
 
 def starting_folder() -> str:
     """The current folder, by the name under which the process was started in it: it may be a link that moves."""
-    here = os.getcwd()
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        raise ConfigError(".", None, "the current folder is gone; start it from one that is there") from None
     named = os.environ.get("PWD", "")
     try:
         return named if os.path.isabs(named) and os.path.samefile(named, here) else here
@@ -80,7 +84,7 @@ class Reload:
         self._read_end, write_end = os.pipe()
         os.set_blocking(self._read_end, False)
         self._output.clear()
-        here = os.getcwd()
+        here = os.open(".", os.O_RDONLY)  # which has no name any more if it was removed
         try:
             os.chdir(self._origin.folder)
             return os.posix_spawn(
@@ -94,7 +98,8 @@ class Reload:
             raise
         finally:
             os.close(write_end)
-            os.chdir(here)
+            os.fchdir(here)
+            os.close(here)
 
     def _read(self) -> None:
         try:

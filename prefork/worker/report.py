@@ -31,18 +31,17 @@ class Report:
     ) -> None:
         self._app, self._settings = app, settings
         self._pool, self._claims, self._lease, self._shutdown = pool, claims, lease, shutdown
+        self._version = ""
         self._started_at, self._started_s = datetime.now(UTC), time.monotonic()
 
     def describe(self) -> dict[str, Any]:
         """The whole worker. `_s`: seconds; `_bytes`: resident memory; `ready`: it would run a task now."""
-        from importlib.metadata import version  # it takes longer than all the rest, and most workers are never asked
-
         booted = any(child.state is not State.BOOTING for child in self._pool.children)
         return {
             "worker": self._lease.worker,
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "version": version("prefork"),
+            "version": self._told_version(),
             "app": self._settings.app,
             "queues": list(self._settings.queues.names),
             "started_at": self._started_at.isoformat(timespec="milliseconds"),
@@ -56,6 +55,16 @@ class Report:
             "crash_loop": self._pool.crashes.describe(),
             "children": [_of_child(child) for child in self._pool.children],
         }
+
+    def _told_version(self) -> str:
+        if not self._version:
+            try:
+                from importlib.metadata import version  # it takes longer than all the rest, and few are ever asked
+
+                self._version = version("prefork")
+            except Exception:  # what is installed is being replaced, or is gone
+                return "unknown"
+        return self._version
 
     def summary(self) -> str:
         """In a few words, for `systemctl status`."""

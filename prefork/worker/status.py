@@ -13,7 +13,6 @@ import os
 import pwd
 import socket
 import stat
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +40,8 @@ def path_of(conf: Path, pidfile: Path | None, pid: int, user: str | None = None)
 def own_folder(user: str | None = None) -> Path:
     """Where the sockets of a user's workers without a pidfile are; None: this user."""
     uid = pwd.getpwnam(user.partition(":")[0]).pw_uid if user else os.geteuid()
-    return Path(tempfile.gettempdir()) / f"prefork-{uid}"
+    # Not what `tempfile` finds: that is another one when a disk is full, and then nobody finds who runs.
+    return Path(os.environ.get("TMPDIR") or "/tmp") / f"prefork-{uid}"
 
 
 def sockets(conf: Path, pidfile: Path | None, user: str | None = None) -> list[Path]:

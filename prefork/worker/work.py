@@ -62,7 +62,9 @@ class Work:
         self.cancels = Cancels(loop, pool, self.dispatcher, settlement)
         self.lag = LagWatch(loop, self._look_for_lag)
         self.beginnings = Beginnings(loop, pool, self._give_back)
-        self.governor = Governor(loop, pool, settings.max_memory_per_child_bytes, settings.max_memory_bytes)
+        self.governor = Governor(
+            loop, pool, settings.max_memory_per_child_bytes, settings.max_memory_bytes, self._give_back
+        )
 
     @property
     def busy(self) -> bool:

@@ -473,6 +473,43 @@ def test_a_connection_that_its_server_has_closed_meanwhile(server: Server) -> No
     client.close()
 
 
+def test_connections_that_were_cut_in_silence_are_not_tried_one_after_the_other() -> None:
+    """As what stands in between forgets them when they are idle: neither an end nor a reset is ever seen."""
+    threads, cut = set[threading.Thread](), set[threading.Thread]()
+
+    def reply(words: list[bytes]) -> bytes:
+        threads.add(threading.current_thread())  # one for each connection
+        return b"" if threading.current_thread() in cut else it.usual(words)
+
+    with Redislike(reply) as it:
+        client = Client(it.url, "t", 4.0)
+        client.enqueue("q", [entry("a")])
+        wire = client.wire()
+        for connection in [wire.connect() for _ in range(4)]:
+            connection.send(("PING",))
+            connection.reply()
+            wire._idle.append(connection)
+        cut |= threads
+        client.enqueue("q", [entry("b")])
+        assert client.ping_ms() < 1000 * SLACK_S
+        client.close()
+
+
+def test_a_handler_of_a_signal_may_enqueue_while_a_connection_is_made(server: Server) -> None:
+    client = Client(server.url, "t", 5.0)
+    ended: list[int] = []
+
+    def handle() -> None:
+        with client._lock:  # as where it is interrupted
+            ended.append(client.enqueue("q", [entry("a")]))
+
+    thread = threading.Thread(target=handle, daemon=True)
+    thread.start()
+    thread.join(PATIENCE_S)
+    assert ended
+    client.close()
+
+
 def test_a_short_way_that_times_out_leaves_the_rest_of_the_limit(own_server: Server) -> None:
     client = Client(own_server.url, "t", 2.0)
     client.enqueue("q", [entry("a")])
@@ -708,6 +745,22 @@ def test_aenqueue_does_not_hold_the_loop_up(server: Server) -> None:
         app = Prefork("t", broker=there.url, limit_s=2 * SLACK_S)
         app.task(lambda n: n, name="echo")
         assert asyncio.run(go(app)) < SLACK_S
+
+
+def test_what_aenqueue_sends_is_what_it_was_given_when_it_was_called(app: Prefork, server: Server) -> None:
+    @app.task(name="named")
+    def named(function: Any) -> None: ...
+
+    async def go() -> None:
+        given = {"n": 1}
+        asking = asyncio.ensure_future(named.aenqueue(function=given))
+        await asyncio.sleep(0)
+        given["n"] = 2
+        await asking
+
+    asyncio.run(go())
+    (raw,) = server.client.hvals("t:{default}:m") or server.client.hvals("prefork:{default}:m")
+    assert b'"function":{"n":1}' in raw
 
 
 def test_200_at_once_from_asyncio(app: Prefork, server: Server) -> None:

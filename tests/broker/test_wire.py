@@ -162,11 +162,18 @@ def test_each_of_many_threads_has_a_connection_of_its_own(server: Server) -> Non
     until(lambda: not ids & {int(it["id"]) for it in server.client.client_list()})
 
 
+IN_SCRIPT = "ERR Error running script (call to f_0a): @user_script:4:"
+
+
 @pytest.mark.parametrize(
     ("said", "passes", "now"),
     [
         ("READONLY You can't write", True, True), ("BUSY Redis is busy", True, True), ("LOADING", True, False),
         ("ERR max number of clients reached", True, False), ("WRONGPASS", False, False), ("OOM", False, False),
+        # as Redis 6.2 says it of a command in a script
+        (f"{IN_SCRIPT} @user_script: 4: -READONLY You can't write", True, True),
+        (f"{IN_SCRIPT} @user_script: 4: -OOM command not allowed", False, False),
+        (f"{IN_SCRIPT} attempt to index a nil value", False, False),
     ],
 )  # fmt: skip
 def test_which_refusals_pass(said: str, passes: bool, now: bool) -> None:

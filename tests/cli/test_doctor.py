@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import redis
 
+from prefork.broker import doctor
 from prefork.broker.client import Client
 from prefork.broker.doctor import examine
 from prefork.message import State
@@ -262,7 +263,10 @@ def client(project: Project) -> Iterator[Client]:
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_each_damage_is_found_and_repaired(project: Project, client: Client, name: str) -> None:
+def test_each_damage_is_found_and_repaired(
+    project: Project, client: Client, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "GRACE_S", 0.01)
     scene = Scene(project)
     assert codes(client) == {}
     code, do = DAMAGES[name]
@@ -278,6 +282,41 @@ def test_each_damage_is_found_and_repaired(project: Project, client: Client, nam
     waiting = scene.store.llen(key("pending")) + scene.store.zcard(key("ranked"))
     assert waiting == len(scene.expected)
     assert scene.store.hlen(key("m")) == waiting + scene.store.zcard(key("dead"))
+
+
+def test_a_worker_that_renews_its_lease_when_an_outage_is_over_is_not_taken_over(
+    project: Project, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The repair may come first, when the leases of living workers have ended meanwhile."""
+    scene = Scene(project)
+    lease_ended_with_active_left(scene)
+    monkeypatch.setattr(doctor.time, "sleep", lambda s: scene.store.zadd(key("leases"), {GONE: 9e12}))
+    (mend,) = [finding.mend for finding in examine(client) if finding.code == "lease_ended"]
+    assert mend
+    assert mend() == "queue default: taken over from 0 workers; 0 messages put back; 1 were back"
+    assert scene.store.zrange(key(f"active:{GONE}"), 0, -1) == [b"held"]
+
+
+def test_a_repair_makes_no_dead_letters(project: Project, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many deaths of its worker make a task one is known to the workers."""
+    monkeypatch.setattr(doctor, "GRACE_S", 0.01)
+    scene = Scene(project)
+    lease_ended_with_active_left(scene)
+    scene.store.hset(key("takeovers"), "held", 50)
+    assert any("taken over from 1 workers; 1 messages put back" in said for said in repair(client))
+    assert scene.store.zcard(key("dead")) == 0
+    assert scene.store.hget(key("takeovers"), "held") == b"51"
+
+
+def test_keys_of_another_program_that_look_like_reports_are_left_alone(project: Project, client: Client) -> None:
+    store = project.server.client
+    store.set("prefork:worker:config", "of an app")
+    store.hset("prefork:worker:stats", "n", 1)
+    store.rpush("prefork:worker:{mail}:pending", "of another deployment, whose prefix is prefork:worker")
+    assert set(codes(client)) == {"unknown_key"}
+    assert repair(client) == []
+    assert store.ttl("prefork:worker:config") == -1
+    assert store.type("prefork:worker:stats") == b"hash"
 
 
 def test_all_damages_at_once_are_repaired_and_a_worker_runs_all_that_remained(project: Project) -> None:

@@ -120,3 +120,15 @@ def test_a_child_that_is_amid_telling_its_stack_is_not_taken_for_one_that_blocks
             assert ("blocks the signal" in without_stack(process.pid)) is blocks
         finally:
             process.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel")
+def test_a_name_that_the_kernel_has_cut_within_a_character_does_no_harm() -> None:
+    """As setproctitle leaves one, where a task names its process."""
+    code = "open('/proc/self/comm', 'wb').write('обработка'.encode()); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        assert "обработ" in without_stack(process.pid)
+        assert not evidence.awaits_core(process.pid)
+        process.kill()

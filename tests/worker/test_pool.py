@@ -21,7 +21,7 @@ from tests.conftest import PATIENCE_S
 
 
 class Nursery:
-    """Four children, each of which dies at its start unless `lives` says otherwise when it is forked."""
+    """Four children. `lives`, when each is forked: whether it works, or dies at its start; None: it hangs."""
 
     def __init__(self) -> None:
         self.loop = Loop()
@@ -32,12 +32,15 @@ class Nursery:
         self.pool.owner = self
         self.loop.after = self._turn
 
-    def lives(self) -> bool:
+    def lives(self) -> bool | None:
         raise NotImplementedError
 
     def _live(self, number: int, end: ChildEnd, slate: Slate) -> None:
         os.setsid()
-        if self.lives():
+        lives = self.lives()
+        if lives is None:
+            time.sleep(3600)  # its hooks never end
+        elif lives:
             end.answer(0, frames.READY)
             while True:
                 time.sleep(self.answer_every_s)
@@ -137,3 +140,16 @@ def test_children_that_have_long_worked_do_not_end_the_pauses_of_those_that_cann
     nursery.run()
     assert nursery.is_over()
     assert len(nursery.pool.children) == 3
+
+
+def test_a_child_that_never_starts_is_told_of_and_others_are_tried(
+    nursery: Nursery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The one that is tried after a crash loop connects to what never answers."""
+    monkeypatch.setattr("prefork.worker.pool.BOOT_S", 0.3)
+    monkeypatch.setattr(nursery, "lives", lambda: False if nursery.pool.crashes.times < 8 else None)
+    monkeypatch.setattr(nursery, "is_over", lambda: len(nursery.pool.children) == 3)
+    nursery.run()
+    assert nursery.is_over()
+    assert "has not started after 0.3 s: its on_child_start hooks still run" in caplog.text
+    assert all(child.state is State.BOOTING for child in nursery.pool.children)
