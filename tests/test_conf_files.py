@@ -106,7 +106,7 @@ def test_supervisord_knows_each_key_and_reads_what_is_meant(tmp_path: pathlib.Pa
     assert (it.stopsignal, it.stopasgroup, it.killasgroup) == (signal.SIGTERM, False, True)
     assert it.redirect_stderr
     assert it.stdout_logfile == str(tmp_path / "shop-worker.log")
-    assert it.environment == {"PYTHONUNBUFFERED": "1"}
+    assert it.environment == {"PYTHONUNBUFFERED": "1", "PWD": it.directory}
     assert options.nodaemon
 
 
@@ -118,6 +118,10 @@ def test_supervisord_tries_again_for_longer_than_a_broker_takes_to_come_back() -
 def unit() -> dict[str, str]:
     """What systemd reads."""
     return dict(re.findall(r"^([A-Z][A-Za-z]+)=(.*)$", (CONF / "prefork-worker.service").read_text(), re.MULTILINE))
+
+
+def test_systemd_tells_by_which_name_the_worker_is_in_its_folder() -> None:
+    assert unit()["Environment"] == f"PWD={unit()['WorkingDirectory']}"
 
 
 def test_systemd_does_not_give_up_on_a_broker_that_is_away() -> None:
