@@ -15,6 +15,7 @@ import contextlib
 import logging
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from prefork.worker.process import Process, State
 log = logging.getLogger("prefork")
 EVERY_S = 0.25
 HARD = 2
+LEAVES_S = 2.0
 PSS = re.compile(rb"^Pss: +([0-9]+) kB", re.MULTILINE)
 
 
@@ -42,6 +44,7 @@ class Governor:
         self._total = total
         self._armed = False
         self._asked: set[Process] = set()  # for their stacks
+        self._leaving: dict[Process, float] = {}  # what was replaced -> how long to wait for its memory
 
     def arm(self) -> None:
         """A task runs."""
@@ -55,7 +58,9 @@ class Governor:
         if not busy:
             return
         self.arm()
-        if any(it.killed_for or (it.state is State.FINISHING and not it.head) for it in self._pool.children):
+        now_s = time.monotonic()
+        self._leaving = {it: until_s for it, until_s in self._leaving.items() if now_s < until_s}
+        if any(child.killed_for or child in self._leaving for child in self._pool.children):
             return  # what it has will be free in a moment, and nobody else is to go for it
         if self._hard:
             for child in busy:
@@ -99,6 +104,8 @@ class Governor:
             log.info("child %d (pid %d) is replaced: %s", child.number, child.pid, why)
         self._give_back(self._pool.take_back(child))
         self._pool.finish(child)
+        if not child.head:
+            self._leaving[child] = time.monotonic() + LEAVES_S
 
 
 def resident_bytes(pid: int) -> int:

@@ -170,7 +170,7 @@ class Pool:
         work: list[Answer] = []
         for answer in answers:
             if answer.kind in STARTS:
-                self._on_start(child, answer)
+                self._on_start(child, answer, reaped=reaped)
             else:
                 work.append(answer)
         if work:
@@ -191,12 +191,13 @@ class Pool:
         if self.growing and self._pause is None and len(self.children) < self.size:
             self._try_to_spawn()
 
-    def _on_start(self, child: Process, answer: Answer) -> None:
+    def _on_start(self, child: Process, answer: Answer, *, reaped: bool) -> None:
         """A child says whether it could start."""
         if child.boot_watch:
             child.boot_watch.cancel()
         if child.state is State.READY:  # a task has written into the pipe
-            self.kill(child, "it sent garbage: it said a second time how it had started")
+            if not reaped:
+                self.kill(child, "it sent garbage: it said a second time how it had started")
         elif answer.kind == READY:
             child.state = State.READY if child.state is State.BOOTING else child.state
             child.slot.open = child.state is State.READY
@@ -216,8 +217,11 @@ class Pool:
             self.kill(child, "it had closed its pipe to the master")
 
     def _trust_again(self, child: Process) -> None:
-        """A child works that was forked since others have died: more will."""
-        if self.crashes.times and child in self.children and child.born_s >= self.crashes.since_s:
+        """A child works that was forked since others have died: more will. Or all that are wanted work."""
+        if not self.crashes.times or child not in self.children:
+            return
+        whole = len(self.children) >= self.size and all(it.state is State.READY for it in self.children)
+        if whole or child.born_s >= self.crashes.since_s:
             if self.crashes.too_many and self._pause:
                 self._pause.cancel()
                 self._pause = None

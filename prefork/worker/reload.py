@@ -81,10 +81,10 @@ class Reload:
         self._timer = self._loop.call_later(CHECK_LIMIT_S, self._too_long)
 
     def _start(self) -> int:
+        here = os.open(".", getattr(os, "O_PATH", os.O_RDONLY))  # which has no name any more if it was removed
         self._read_end, write_end = os.pipe()
         os.set_blocking(self._read_end, False)
         self._output.clear()
-        here = os.open(".", os.O_RDONLY)  # which has no name any more if it was removed
         try:
             os.chdir(self._origin.folder)
             return os.posix_spawn(

@@ -41,7 +41,7 @@ def own_folder(user: str | None = None) -> Path:
     """Where the sockets of a user's workers without a pidfile are; None: this user."""
     uid = pwd.getpwnam(user.partition(":")[0]).pw_uid if user else os.geteuid()
     # Not what `tempfile` finds: that is another one when a disk is full, and then nobody finds who runs.
-    return Path(os.environ.get("TMPDIR") or "/tmp") / f"prefork-{uid}"
+    return Path(os.environ.get("TMPDIR") or "/tmp").absolute() / f"prefork-{uid}"
 
 
 def sockets(conf: Path, pidfile: Path | None, user: str | None = None) -> list[Path]:

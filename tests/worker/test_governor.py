@@ -70,8 +70,17 @@ def test_nobody_is_killed_for_what_an_idle_child_has_kept(monkeypatch: pytest.Mo
     looks(pool, total=1000)
     assert not pool.asked
     assert pool.did == [("take back", 1), ("finish", 1)]
-    looks(pool, total=1000)  # it is about to end
+
+
+def test_what_was_replaced_is_waited_for_a_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Pool(monkeypatch, (100, "a"), (900, ""))
+    it = Governor(Loop(), pool, None, 1000, lambda orders: None)  # type: ignore[arg-type]
+    it._look()
+    it._look()
     assert not pool.asked
+    it._leaving = dict.fromkeys(it._leaving, 0.0)  # that time is over, and it has not ended
+    it._look()
+    assert len(pool.asked) == 1
 
 
 def test_a_child_whose_tasks_are_too_short_to_be_found_at_one_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

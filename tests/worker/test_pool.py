@@ -148,8 +148,23 @@ def test_a_child_that_never_starts_is_told_of_and_others_are_tried(
     """The one that is tried after a crash loop connects to what never answers."""
     monkeypatch.setattr("prefork.worker.pool.BOOT_S", 0.3)
     monkeypatch.setattr(nursery, "lives", lambda: False if nursery.pool.crashes.times < 8 else None)
-    monkeypatch.setattr(nursery, "is_over", lambda: len(nursery.pool.children) == 3)
+    told = "has not started after 0.3 s: its on_child_start hooks still run"
+    monkeypatch.setattr(nursery, "is_over", lambda: len(nursery.pool.children) == 3 and told in caplog.text)
     nursery.run()
     assert nursery.is_over()
-    assert "has not started after 0.3 s: its on_child_start hooks still run" in caplog.text
     assert all(child.state is State.BOOTING for child in nursery.pool.children)
+
+
+def test_a_crash_loop_is_over_when_fewer_are_wanted_and_all_of_them_work(
+    nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nursery.answer_every_s = 0.001
+    monkeypatch.setattr(nursery, "lives", lambda: len(nursery.ready) < 4)
+    nursery.run()
+    os.kill(nursery.pool.children[0].pid, signal.SIGKILL)
+    monkeypatch.setattr(nursery, "is_over", lambda: nursery.pool.crashes.too_many)
+    nursery.run()
+    nursery.pool.resize(3)
+    monkeypatch.setattr(nursery, "is_over", lambda: nursery.pool.crashes.times == 0)
+    nursery.run()
+    assert nursery.is_over()
