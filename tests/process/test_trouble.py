@@ -439,6 +439,8 @@ def test_trouble_costs_nothing_and_ends_with_it(scene: Scene, name: str) -> None
     until(lambda: any(" after " in line for line in troubles(worker)), what=worker.log)
     said = troubles(worker)
     assert " after " in said[-1]
+    if len(said) > 2 and " after " in said[0] and trouble.tells_little(said[0]):
+        del said[0]  # a connection that was closed, and there again at once, before the server had refused anything
     if len(said) > 1 or not trouble.tells_little(said[0]):  # else it was over before the next attempt told more
         assert len(said) == 2, said
         assert fault.said in said[0] or (fault.killed and trouble.tells_little(said[0])), said
