@@ -36,7 +36,10 @@ def built(folder: str) -> str:
 def measured(program: str, port: int, scripts: tuple[str, str], gap_ms: float, count: int) -> list[float]:
     """-> the median of each step, in microseconds"""
     command = [program, str(port), *scripts, str(round(gap_ms * 1000)), str(count)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60 + count * gap_ms / 500)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60 + count * gap_ms / 500)
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(f"floor.py: {error.stderr.strip() or error}") from None
     return [float(word) for word in done.stdout.split()]
 
 

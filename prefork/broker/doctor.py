@@ -115,10 +115,11 @@ def _queue(client: Client, name: str, holders: list[str]) -> Iterator[Finding]:
     if ended:
         sound = False
         k = client.keys(name)
+        seen_s = time.monotonic()
         held = sum(client.read("ZCARD", k.active(worker)) for worker in ended)
 
         def take_over() -> str:
-            time.sleep(GRACE_S)
+            time.sleep(max(0.0, seen_s + GRACE_S - time.monotonic()))  # once, however many queues there are
             moved = [
                 client.call(verbs.restore(k, worker, "unmoved", [str(counted.leases[worker])], NO_DEAD_LETTERS))
                 for worker in ended

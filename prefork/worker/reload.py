@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, NoReturn
 
 from prefork.errors import ConfigError
@@ -81,25 +81,23 @@ class Reload:
         self._timer = self._loop.call_later(CHECK_LIMIT_S, self._too_long)
 
     def _start(self) -> int:
-        here = os.open(".", getattr(os, "O_PATH", os.O_RDONLY))  # which has no name any more if it was removed
         self._read_end, write_end = os.pipe()
         os.set_blocking(self._read_end, False)
         self._output.clear()
         try:
-            os.chdir(self._origin.folder)
-            return os.posix_spawn(
-                sys.executable, [*command(), "--check"], self._origin.environment, setsigmask=(),
-                setsigdef=LATER,
-                file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                              (os.POSIX_SPAWN_DUP2, write_end, 1), (os.POSIX_SPAWN_DUP2, write_end, 2)],
-            )  # fmt: skip
+            with _stays():
+                os.chdir(self._origin.folder)
+                return os.posix_spawn(
+                    sys.executable, [*command(), "--check"], self._origin.environment, setsigmask=(),
+                    setsigdef=LATER,
+                    file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                                  (os.POSIX_SPAWN_DUP2, write_end, 1), (os.POSIX_SPAWN_DUP2, write_end, 2)],
+                )  # fmt: skip
         except OSError:
             os.close(self._read_end)
             raise
         finally:
             os.close(write_end)
-            os.fchdir(here)
-            os.close(here)
 
     def _read(self) -> None:
         try:
@@ -145,6 +143,17 @@ class Reload:
         """In a forked child: close its copy of the pipe."""
         if self._pid:
             os.close(self._read_end)
+
+
+@contextlib.contextmanager
+def _stays() -> Iterator[None]:
+    """Come back to the current folder, which has no name any more if it was removed."""
+    here = os.open(".", getattr(os, "O_PATH", os.O_RDONLY))
+    try:
+        yield
+    finally:
+        os.fchdir(here)
+        os.close(here)
 
 
 def command() -> list[str]:

@@ -16,7 +16,7 @@ import orjson
 import pytest
 
 from prefork import Prefork
-from prefork.broker import address, verbs
+from prefork.broker import address, lookup, verbs
 from prefork.broker.caller import GIVE_UP_S
 from prefork.broker.client import Client
 from prefork.errors import BrokerError, EnqueueUncertain, NotJSON
@@ -492,6 +492,22 @@ def test_connections_that_were_cut_in_silence_are_not_tried_one_after_the_other(
         cut |= threads
         client.enqueue("q", [entry("b")])
         assert client.ping_ms() < 1000 * SLACK_S
+        client.close()
+
+
+def test_a_name_is_looked_up_also_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that ends, or that has as many as it may have."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    with Redislike() as it:
+        client = Client(f"redis://localhost:{it.port}/0", "t", 5.0)
+        found = lookup.addresses("localhost", it.port)
+        with monkeypatch.context() as patch:
+            patch.setattr(lookup.threading.Thread, "start", refuse)
+            assert lookup.within(5.0, lambda: found) == found
+            client.enqueue("q", [entry("a")])
         client.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import time
@@ -69,6 +70,22 @@ def test_HUP_takes_the_new_configuration_and_keeps_the_flags(project: Project) -
     hang_up(worker)
     until(lambda: len(worker.children()) == 3)
     assert worker.log.count("queues default, other") == 2
+    assert worker.stop() == 0
+
+
+def test_HUP_takes_new_code_whose_folder_has_taken_the_place_of_the_old_one(project: Project) -> None:
+    """The folder that the worker is in has no name any more then."""
+    name = f"{project.module_name}.py"
+    release = project.folder / "release"
+    release.mkdir()
+    (project.folder / name).rename(release / name)
+    worker = project.worker("directory = release")
+    release.rename(project.folder / "old")
+    shutil.copytree(project.folder / "old", release)
+    shutil.rmtree(project.folder / "old")
+    for times in (2, 3):
+        worker.send(signal.SIGHUP)
+        until(lambda times=times: worker.log.count("is ready") == times, what=worker.log)
     assert worker.stop() == 0
 
 

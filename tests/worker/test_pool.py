@@ -128,14 +128,19 @@ def test_a_child_that_the_system_refused_is_not_the_last_one_that_is_tried(
     assert len(nursery.pool.children) == 4
 
 
-def test_children_that_have_long_worked_do_not_end_the_pauses_of_those_that_cannot_start(
-    nursery: Nursery, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As when a database has no connection left for the next one. Else the master forks as fast as they die."""
+def leave_three(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three that work, and one that is dead and has none to follow it."""
     nursery.answer_every_s = 0.001
     monkeypatch.setattr(nursery, "lives", lambda: len(nursery.ready) < 4)
     nursery.run()
     os.kill(nursery.pool.children[0].pid, signal.SIGKILL)
+
+
+def test_children_that_have_long_worked_do_not_end_the_pauses_of_those_that_cannot_start(
+    nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a database has no connection left for the next one. Else the master forks as fast as they die."""
+    leave_three(nursery, monkeypatch)
     monkeypatch.setattr(nursery, "is_over", lambda: nursery.pool.crashes.times > 7)
     nursery.run()
     assert nursery.is_over()
@@ -158,10 +163,7 @@ def test_a_child_that_never_starts_is_told_of_and_others_are_tried(
 def test_a_crash_loop_is_over_when_fewer_are_wanted_and_all_of_them_work(
     nursery: Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nursery.answer_every_s = 0.001
-    monkeypatch.setattr(nursery, "lives", lambda: len(nursery.ready) < 4)
-    nursery.run()
-    os.kill(nursery.pool.children[0].pid, signal.SIGKILL)
+    leave_three(nursery, monkeypatch)
     monkeypatch.setattr(nursery, "is_over", lambda: nursery.pool.crashes.too_many)
     nursery.run()
     nursery.pool.resize(3)
