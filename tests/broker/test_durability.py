@@ -15,6 +15,7 @@ from prefork.broker import verbs
 from prefork.broker.durability import Durability, parse
 from prefork.errors import BrokerError
 from tests.broker.bench import Bench
+from tests.broker.wires import free_port
 from tests.conftest import SLACK_S, Project, Server, until
 from tests.process.proxy import Network
 from tests.process.scene import counts
@@ -34,7 +35,7 @@ def add(a: int) -> int:
 
 @pytest.fixture
 def with_replica(server_binary: str) -> Iterator[tuple[Server, Server]]:
-    port = 17_000 + time.monotonic_ns() % 20_000
+    port = free_port()
     primary = Server(server_binary, "--port", str(port))
     replica = Server(server_binary, "--replicaof", "127.0.0.1", str(port))
     until(lambda: replica.client.info("replication")["master_link_status"] == "up")
