@@ -176,13 +176,18 @@ static PyObject *success(PyObject *message, PyObject *name, const Answer *it, co
     for (Py_ssize_t n = 0; n < length; n++)
         if ((unsigned char)text[n] < ' ' || text[n] == '"' || text[n] == '\\')
             return NULL;
+    long long began_ms = (long long)enqueued_ms;
+    if (now_ms < began_ms)
+        now_ms = began_ms;
+    if (now_ms - (long long)rint(it->ran_s * 1000) > began_ms)
+        began_ms = now_ms - (long long)rint(it->ran_s * 1000);
     char *ran = PyOS_double_to_string(it->ran_s, 'f', 6, 0, NULL); /* snprintf has the commas of some languages */
     if (!ran)
         return NULL;
     int size = snprintf(begin, sizeof begin,
                         "{\"status\":\"SUCCESSFUL\",\"task\":\"%s\",\"attempts\":1,\"enqueued_ms\":%llu,"
                         "\"started_ms\":%lld,\"finished_ms\":%lld,\"ran_s\":%s,\"value\":",
-                        text, (unsigned long long)enqueued_ms, now_ms - (long long)rint(it->ran_s * 1000), now_ms, ran);
+                        text, (unsigned long long)enqueued_ms, began_ms, now_ms, ran);
     PyMem_Free(ran);
     PyObject *record = size < (int)sizeof begin ? PyBytes_FromStringAndSize(NULL, size + it->size + 1) : NULL;
     if (!record)

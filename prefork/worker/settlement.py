@@ -206,7 +206,7 @@ class Settlement(Outboxes):
     def _begun(self, message: Message, ran_s: float) -> State:
         state = message.state or State()
         state.attempts += 1
-        state.started_ms = state.started_ms or self._now_ms() - round(ran_s * 1000)
+        state.started_ms = state.started_ms or max(self._now_ms() - round(ran_s * 1000), message.enqueued_ms)
         state.progress = None
         if not state.workers or state.workers[-1] != self.worker:
             state.workers = [*state.workers[-9:], self.worker]
@@ -230,8 +230,9 @@ class Settlement(Outboxes):
         return round((task.options.result_ttl_s if task else DAY_S) * 1000)
 
     def _success(self, message: Message, ran_s: float, result: bytes) -> bytes:
-        now_ms, attempts, errors = self._now_ms(), 1, b""
-        started_ms = now_ms - round(ran_s * 1000)
+        attempts, errors = 1, b""
+        now_ms = max(self._now_ms(), message.enqueued_ms)  # the server's clock, as it was read here a while ago
+        started_ms = max(now_ms - round(ran_s * 1000), message.enqueued_ms)
         if message.state:
             state = self._begun(message, ran_s)
             attempts, started_ms = state.attempts, state.started_ms
@@ -243,7 +244,8 @@ class Settlement(Outboxes):
     def _failure(self, message: Message, state: State, error: dict[str, Any] | None = None) -> bytes:
         return orjson.dumps({
             "status": "FAILED", "task": message.header.task, "attempts": state.attempts,
-            "enqueued_ms": message.enqueued_ms, "started_ms": state.started_ms, "finished_ms": self._now_ms(),
+            "enqueued_ms": message.enqueued_ms, "started_ms": state.started_ms,
+            "finished_ms": max(self._now_ms(), message.enqueued_ms),
             "errors": [*state.errors, error] if error else state.errors,
         })  # fmt: skip
 

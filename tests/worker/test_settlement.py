@@ -144,6 +144,27 @@ def test_done_with_a_result_to_keep(desk: Desk) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("ahead_ms", [0, 5], ids=["just now", "the clock is read late"])
+@pytest.mark.parametrize("history", [False, True], ids=["the first attempt", "with a history"])
+def test_nothing_begins_before_it_is_enqueued_nor_ends_before_it_begins(
+    desk: Desk, ahead_ms: int, history: bool
+) -> None:
+    """The milliseconds that it ran are rounded, and the server's clock is reckoned from when it was last read."""
+    order = desk.order("minute", state=State() if history else None)
+    order.message.enqueued_ms = enqueued_ms = NOW_MS + ahead_ms
+    desk.answer(order, DONE, b"1", ran_s=0.0007)
+    record = orjson.loads(desk.record()[3])
+    assert (record["enqueued_ms"], record["started_ms"], record["finished_ms"]) == (enqueued_ms,) * 3
+
+
+def test_a_failure_does_not_end_before_it_is_enqueued(desk: Desk) -> None:
+    order = desk.order("minute", max_retries=0)
+    order.message.enqueued_ms = NOW_MS + 5
+    desk.fail(order)
+    record = orjson.loads(desk.record()[4])
+    assert (record["started_ms"], record["finished_ms"]) == (NOW_MS + 5, NOW_MS + 5)
+
+
 def test_done_without_a_result_to_keep_costs_an_id_and_no_more(desk: Desk) -> None:
     orders = [desk.order("quiet") for _ in range(3)]
     for order in orders:
