@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -162,11 +163,13 @@ class Worker:
 
     def children(self) -> list[int]:
         """The pids of its living children."""
-        try:
-            kids = psutil.Process(self.pid).children()
-            return [kid.pid for kid in kids if kid.status() != psutil.STATUS_ZOMBIE]
-        except psutil.NoSuchProcess:
-            return []
+        found = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for kid in psutil.Process(self.pid).children():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if kid.status() != psutil.STATUS_ZOMBIE:
+                        found.append(kid.pid)
+        return found
 
     def send(self, number: int) -> None:
         self.process.send_signal(number)

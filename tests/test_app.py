@@ -163,7 +163,6 @@ def test_every_limit_that_is_accepted_lets_a_task_be_enqueued(server: Server, li
     try:
         assert app.task(job).enqueue(1).status is TaskStatus.READY
     except BrokerError as error:  # a busy machine
-        assert limit_s < 1
         assert "does not answer in time" in str(error)  # noqa: PT017
     app.client.close()
 
@@ -180,7 +179,7 @@ def test_the_prefix_sets_apps_apart(server: Server) -> None:
 
 
 def test_connect_to_changes_the_broker_from_then_on(server: Server) -> None:
-    app = Prefork("shop", "unix:///nowhere", limit_s=0.5)
+    app = Prefork("shop", "unix:///nowhere")
     app.connect_to(server.url, "other")
     app.task(job).enqueue(1)
     assert server.client.llen("other:{default}:pending") == 1

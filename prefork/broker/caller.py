@@ -24,6 +24,7 @@ from prefork.broker.wire import NEVER, TROUBLE, Unreached, Wire
 from prefork.errors import BrokerError, EnqueueUncertain
 
 TRY = 0.45  # of the limit: two tries fit into it when nothing answers at all
+LEAST_TRY_S = 0.25  # one that has less would only say that it came too late
 # When the caller's own time is over, where it began before this thread did.
 GIVE_UP_S: ContextVar[float] = ContextVar("GIVE_UP_S", default=NEVER)
 T = TypeVar("T")
@@ -118,6 +119,7 @@ class Caller:
         if self._failure and not sent and time.monotonic() >= give_up:
             raise self._failure
         pause_s = 0.02
+        told: Exception | None = None  # what was wrong before the last try, other than that it took too long
         while True:
             begun = time.monotonic()
             try:
@@ -135,9 +137,12 @@ class Caller:
                 self._connect_anew()
             transient = passing.may_pass(last, known=self._checked)
             sent = sent or (uncertain and transient and reached)
-            if not transient or left_s < pause_s + min(time.monotonic() - begun, self.limit_s * TRY):
-                said = self._failed(last)
+            needed_s = min(max(time.monotonic() - begun, LEAST_TRY_S), self.limit_s * TRY)
+            if not transient or left_s < pause_s + needed_s:
+                was_cut_off = isinstance(last, TimeoutError) and left_s <= 0
+                said = self._failed(told if told and was_cut_off else last)
                 raise (EnqueueUncertain(f"{said} (the task may have been accepted)") if sent else said) from None
+            told = told if isinstance(last, TimeoutError) else last
             time.sleep(pause_s * random.uniform(0.5, 1))
             pause_s = min(pause_s * 2, 0.5)
 

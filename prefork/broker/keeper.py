@@ -88,9 +88,9 @@ def keep(binary: str, keeper_lock: int) -> None:
                 say(f"stopping the server: {bell.stop_because}")
                 return stop_server(server, bell)
             if not answered and ask(STARTING, b"PING\r\n").startswith(b"+PONG"):
+                say(f"the server is up (pid {server})")
                 os.rename(STARTING, SOCKET)
                 answered = True
-                say(f"the server is up (pid {server})")
             bell.wait(None if answered else 0.005)
             status = reap(server)
         if is_superseded(keeper_lock):

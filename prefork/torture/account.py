@@ -13,12 +13,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from prefork.torture.app import KINDS, MAX_CRASHES
+from prefork.broker.caller import TRY
+from prefork.torture.app import KINDS, LIMIT_S, MAX_CRASHES
 from prefork.torture.faults import Done
 from prefork.torture.fleet import LEASE_S, SHUTDOWN_S, Life
 from prefork.torture.ledger import NEVER, Run, Story, root
 
 SECOND_US = 1_000_000
+TRY_US = round(LIMIT_S * TRY * SECOND_US)  # a producer that was told later has asked twice
 SLACK_US = SECOND_US  # between what happens and the first sign of it
 BEYOND_LEASE_US = round(2.5 * LEASE_S * SECOND_US)  # how long before it notices may a worker have lost its lease
 LEAVING_US = round((SHUTDOWN_S + 10) * SECOND_US)  # a reload: check, drain, exec
@@ -225,7 +227,8 @@ class Account:
                 if not why and "/guest-" in story.tag:  # its parent enqueues it anew; no script reaches both queues
                     why = next((why for run in parent.runs if (why := world.why(run, after.start_us))), "")
                 if not why and not kind.kept and before.start_us < story.answered_us != NEVER:
-                    why = world.disturbed(story.asked_us, story.answered_us) and "reply to enqueue lost"
+                    late = story.answered_us - story.asked_us >= TRY_US
+                    why = "reply to enqueue lost" if late or world.disturbed(story.asked_us, story.answered_us) else ""
                 if why:
                     self.explained[why] += 1
                 else:

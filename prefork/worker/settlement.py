@@ -235,7 +235,7 @@ class Settlement(Outboxes):
         started_ms = max(now_ms - round(ran_s * 1000), message.enqueued_ms)
         if message.state:
             state = self._begun(message, ran_s)
-            attempts, started_ms = state.attempts, state.started_ms
+            attempts, started_ms = state.attempts, min(state.started_ms, now_ms)
             errors = b'"errors":%b,' % orjson.dumps(state.errors)
         return SUCCESS % (
             orjson.dumps(message.header.task), attempts, message.enqueued_ms, started_ms, now_ms, ran_s, errors, result

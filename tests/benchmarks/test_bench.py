@@ -23,7 +23,8 @@ def test_a_row_is_measured_beside_the_limit(tmp_path: Path, server_binary: str) 
     assert ran.returncode == 0, ran.stdout + ran.stderr
     rounds = json.loads((tmp_path / "out").read_text())["rows"]["throughput-2"]
     assert [(side, len(values)) for side, values in rounds.items()] == [("limit", 1), ("prefork", 1)]
-    assert all(value["rate"] > 0 and value["worker_us"] > 0 for values in rounds.values() for value in values)
+    # So few tasks may all have run when the worker is looked at for the first time: then they took nothing after it.
+    assert all(value["rate"] > 0 and value["worker_us"] >= 0 for values in rounds.values() for value in values)
     assert "of the bare limit" in ran.stdout
 
 

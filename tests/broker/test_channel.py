@@ -300,7 +300,7 @@ def test_something_that_is_not_a_redis(rig: Rigs, said: bytes, monkeypatch: pyte
         assert all(line.startswith(f"the broker {there.url} ") for line in it.downs)
         assert not any("\n" in line for line in it.downs)
         if b"HTTP" in said:
-            assert any("does not speak Redis's protocol" in line for line in it.downs)
+            it.turn_until(lambda: any("does not speak Redis's protocol" in line for line in it.downs))
 
 
 def test_garbage_in_the_middle_of_work(rig: Rigs) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from prefork.broker import address, lookup, passing
 from prefork.broker.client import Client
-from prefork.broker.wire import Unreached, Wire
+from prefork.broker.wire import TROUBLE, Unreached, Wire
 from tests.broker.wires import Listener, Proxy, Redislike, Says, free_port
 from tests.conftest import PATIENCE_S, Server, until
 
@@ -121,20 +121,29 @@ def test_who_says_nothing_is_given_up(server: Server) -> None:
 
 def test_what_has_to_be_over_by_a_time_is_whatever_the_limit_of_each_wait(server: Server) -> None:
     wire, begun_s = wire_to(server.url), time.monotonic()
+    wire.one("PING")
     with Listener() as there, pytest.raises(Unreached):
         wire_to(there.url).one("PING", end_s=time.monotonic() + LIMIT_S)
     with pytest.raises(TimeoutError):
         wire.ask(("PING",), ("BLPOP", "nothing", 0), ("BLPOP", "nothing", 0), end_s=time.monotonic() + LIMIT_S)
     assert time.monotonic() - begun_s < PATIENCE_S / 2
-    assert wire.one("PING", end_s=begun_s) == b"PONG", "who is near has time to answer"
+
+    def answers() -> bool:
+        try:
+            return bool(wire.one("PING", end_s=begun_s) == b"PONG")
+        except TROUBLE:
+            return False  # a busy machine
+
+    until(answers, what="who is near has time to answer")
     assert wire._idle[0]._socket.gettimeout() == PATIENCE_S, "the next request has all of it again"
     wire.close_idle()
 
 
 def test_a_reply_that_is_late_or_cut_is_not_taken_for_a_refusal(server: Server) -> None:
-    wire = wire_to(server.url, LIMIT_S)
+    wire = wire_to(server.url)
+    wire.one("PING")
     with pytest.raises(TimeoutError):
-        wire.one("BLPOP", "nothing", 0)
+        wire.one("BLPOP", "nothing", 0, end_s=time.monotonic() + LIMIT_S)
     with Proxy(server.path) as proxy:
         proxy.lose(b"PING", keep=2)
         with pytest.raises(ConnectionResetError, match="closed"):

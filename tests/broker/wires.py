@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import socket
 import ssl
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -14,13 +17,23 @@ from typing import Any
 import hiredis
 
 Reply = Callable[[list[bytes]], bytes | None]
+FIRST_PORT, PORTS = 20_000, 10_000
 
 
 def free_port() -> int:
-    """A port on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port on which nobody listens, outside of those that the kernel gives away; no two tests get the same."""
+    with Path(tempfile.gettempdir(), f"prefork-tests-{os.getuid()}.port").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        port = int(file.read() or FIRST_PORT)
+        while True:
+            port = FIRST_PORT + (port + 1 - FIRST_PORT) % PORTS
+            with socket.socket() as probe, contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                break
+        file.truncate(0)
+        file.write(str(port))
+    return port
 
 
 class Listener:

@@ -95,10 +95,12 @@ def test_what_the_task_asked_for_is_no_repeat() -> None:
 
 
 def test_a_task_without_a_result_may_run_again_if_the_reply_to_its_enqueue_was_lost() -> None:
-    late = replace(TOLD, answered_us=14 * S, runs=[OK, replace(ANOTHER, start_us=13 * S)])
     cut = Done("connections cut", 0, 10 * S, 10 * S)
-    assert judge(late, faults=(cut,)).explained == {"reply to enqueue lost": 1}
-    assert not judge(late).ok
+    quick = replace(TOLD, asked_us=10 * S, answered_us=10 * S + S // 2, runs=[OK, replace(ANOTHER, start_us=13 * S)])
+    assert judge(quick, faults=(cut,)).explained == {"reply to enqueue lost": 1}
+    assert not judge(quick).ok
+    late = replace(quick, answered_us=14 * S)
+    assert judge(late).explained == {"reply to enqueue lost": 1}  # the producer has asked twice
     assert not judge(replace(late, kind="nap"), faults=(cut,)).ok  # its result says that it was accepted
 
 

@@ -15,6 +15,7 @@ def test_one_that_refuses_to_end_because_it_cannot_save_is_killed(
     tmp_path: Path, server_binary: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(private, "END_LIMIT_S", 5.0)
+    monkeypatch.setattr(private, "ASK_LIMIT_S", 60.0)
     folder = tmp_path / "server"
     server = Server(server_binary, folder)
     server.start()

@@ -40,7 +40,7 @@ def test_it_gives_an_account_of_every_task(tmp_path: Path) -> None:
     assert (report["broken"], report["findings"]) == ({}, [])
     assert (process.returncode, errors) == (0, "")
     assert report["lost"] == 0
-    assert report["faults"] >= 5
+    assert report["faults"] >= 2
     assert report["accepted"] + report["unsure_accepted"] == (
         report["done"] + report["dead"] + report["dead_by_faults"] + report["cancelled"]
     )
