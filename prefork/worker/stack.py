@@ -24,14 +24,15 @@ def ask(loop: Loop, child: Process, lives: Callable[[], bool], then: Callable[[s
     """
     child.slate.wipe()
     pauses, late = iter(PAUSES_S), iter(LATE_PAUSES_S)
-    before, asked_ns = "", ran_ns(child.pid)
+    before = ""
 
     def look() -> None:
         nonlocal before
         if not lives():
             return then(before)
-        stack, pause_s = child.slate.stack(), next(pauses, None)
+        # Before the stack is read: what it writes between the two is seen.
         starved = awaits_core(child.pid) and 0 <= ran_ns(child.pid) - asked_ns < ENOUGH_NS
+        stack, pause_s = child.slate.stack(), next(pauses, None)
         written = stack and stack == before and not starved  # else it may be in the middle of its writing
         if pause_s is None and not written and (stack or starved):
             pause_s = next(late, None)
@@ -43,4 +44,5 @@ def ask(loop: Loop, child: Process, lives: Callable[[], bool], then: Callable[[s
         return None
 
     process.send(child.pid, STACK_SIGNAL)
+    asked_ns = ran_ns(child.pid)  # what it ran before it was asked does not count
     look()

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.conftest import SLACK_S, Project, until
-from tests.process.scene import Clock, place
+from tests.process.scene import Clock, key, place
 
 TASKS = """
 @app.task
@@ -31,9 +31,9 @@ def test_a_delayed_task_starts_at_its_time_on_an_idle_worker(project: Project, h
     late = []
     for n in range(5):
         delay_s = 0.1 + n * 0.05
+        begun = time.time()
         run_after = {"seconds": delay_s, "timedelta": timedelta(seconds=delay_s),
                      "moment": datetime.now(UTC) + timedelta(seconds=delay_s)}[how]  # fmt: skip
-        begun = time.time()
         result = project.tasks.stamp.using(run_after=run_after).enqueue()
         late.append(result.wait(timeout=60) - begun - delay_s)
     assert all(-0.005 < s < SLACK_S for s in late)
@@ -140,6 +140,7 @@ def test_the_first_of_strict_queues_goes_first(project: Project) -> None:
     worker = project.worker("queues = mail, default\nconcurrency = 1")
     blocker = project.tasks.hold.using(queue_name="mail").enqueue(0)
     until(lambda: project.lines("started"))
+    until(lambda: not project.server.client.exists(key("idle")), what="nothing is handed to it any more")
     for n in range(20):
         project.tasks.mark.using(queue_name=("default", "mail")[n % 2]).enqueue(("default", "mail")[n % 2])
     project.let_go()

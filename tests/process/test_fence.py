@@ -88,7 +88,8 @@ def test_one_that_was_cut_off_comes_back_and_drops_what_it_ran(project: Project,
     clock = Clock()
     heir = project.worker("lease = 5\nconcurrency = 1")
     until(lambda: len(project.lines("gated")) == 2)
-    assert clock.s < 5 + 2 + SLACK_S, "its lease, two seconds, and some for a busy machine"
+    # Its lease, another one if the heir was late itself, two seconds, and some for a busy machine.
+    assert clock.s < 5 + 5 + 2 + SLACK_S
     assert not gone(child), "nobody can tell it"
     network.heal()
     until(lambda: said(cut_off, LOST) == 1)
@@ -152,7 +153,9 @@ def test_what_was_claimed_just_before_the_fence_is_run_by_its_new_holder_alone(
     until(lambda: project.lines("gated"))
     client = project.server.client
     (name,) = client.zrange(key("leases"), 0, -1)
-    until(lambda: _rests(project))  # a claim whose reply is held would keep it from the next one
+    ends = client.zscore(key("leases"), name)
+    until(lambda: client.zscore(key("leases"), name) != ends)  # the next beat is a second and a half away
+    until(lambda: _rests(project))  # nor is the claim under way that follows it: held, it would keep it from the next
     network.set("hold", replies_only=True)
     client.zrem(key("leases", "other"), name)
     ends = client.zscore(key("leases"), name)
@@ -428,7 +431,8 @@ def test_two_hosts_of_the_same_name_do_not_take_each_other_for_dead(project: Pro
         boxes[0].kill()  # and the kernel ends what is in it
         clock = Clock()
         until(lambda: "took over" in logs[1].read_text())
-        assert 0.3 < clock.s < 5 + 2 + SLACK_S, "not at once, since it is not of this host; when its lease has ended"
+        # Not at once, since it is not of this host: when its lease has ended, and another one, as above.
+        assert 0.3 < clock.s < 5 + 5 + 2 + SLACK_S
         (project.folder / "go 1").touch()
         assert [result.wait(timeout=60) for result in results] == [1, 1]
     finally:

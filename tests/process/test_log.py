@@ -154,7 +154,7 @@ def test_a_log_that_nobody_reads_stops_nothing(project: Project) -> None:
     told = read()
     assert "is ready" in told
     project.tasks.add.enqueue(1).wait(PATIENCE_S)
-    rest: list[str] = []
+    rest = [told]
     until(lambda: rest.append(read()) or "lines missing here" in "".join(rest), what="it says what is missing")
     assert worker.stop() == 0
     os.close(reader)

@@ -51,7 +51,7 @@ def limited(soft: int) -> Iterator[None]:
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/fd").exists(), reason="open files are counted in /proc")
 def test_a_worker_has_as_many_children_as_wanted_whatever_the_limit(project: Project) -> None:
-    with limited(96):
+    with limited(160):
         worker = project.worker("concurrency = 40")
     until(lambda: len(worker.children()) == 40)
     assert "cannot fork" not in worker.log

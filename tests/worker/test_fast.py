@@ -359,7 +359,7 @@ def shop(folder: Path) -> Prefork:
     async def waits(n: int) -> int:
         return n
 
-    @task(soft_timeout=0.05, result_ttl=0)
+    @task(soft_timeout=1, result_ttl=0)
     def soft() -> None:
         try:
             time.sleep(PATIENCE_S)

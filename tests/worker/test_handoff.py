@@ -344,7 +344,7 @@ def test_no_descriptor_is_left_open() -> None:
         master.close()
         assert master.descriptors() == ()
         master.close()
-    assert descriptors() == before
+    assert descriptors() <= before  # what other tests have left may go meanwhile
 
 
 def test_descriptors_do_not_reach_a_program_that_a_task_runs() -> None:

@@ -99,11 +99,16 @@ def test_a_child_that_will_not_tell_is_not_waited_for(asked_stack: AskedStack, m
 
 
 def test_all_threads_of_a_child_are_told(asked_stack: AskedStack) -> None:
-    waits = threading.Event()
+    there, waits = threading.Event(), threading.Event()
 
     def wait_aside() -> None:
+        there.set()
         waits.wait()
 
-    told = asked_stack(lambda: threading.Thread(target=wait_aside, daemon=True).start())
+    def begin() -> None:
+        threading.Thread(target=wait_aside, daemon=True).start()
+        there.wait()
+
+    told = asked_stack(begin)
     assert "in spin" in told
     assert "in wait_aside" in told
