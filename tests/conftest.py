@@ -84,9 +84,13 @@ class Server:
 
     def start(self) -> None:
         self.path.unlink(missing_ok=True)
-        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        # A session of its own, as any server has: Linux shares out a busy machine by sessions.
+        self.process = process = subprocess.Popen(
+            self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         self.client = redis.Redis(unix_socket_path=str(self.path))
-        until(self.answers, what="the server answers")
+        until(lambda: self.answers() or process.poll() is not None, what="the server answers")
+        assert process.poll() is None, "the server has ended"
 
     def answers(self) -> bool:
         try:

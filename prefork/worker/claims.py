@@ -188,7 +188,7 @@ class Claims:
         self.outage.ends(f"claims of queue {queue.keys.queue}")
         now_ms, next_due_ms, left, ids, messages, states = reply
         self._clock.told(now_ms, asked_s)
-        queue.waits = len(ids) < room and not queue.woken
+        queue.waits = len(ids) < room  # for another one, though one was handed over meanwhile
         if not queue.woken:
             queue.drained = left == 0 and (n == 0 or len(ids) < n)
         self.due(queue, next_due_ms)

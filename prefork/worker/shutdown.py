@@ -147,5 +147,7 @@ class Shutdown:
 
     def _give_up(self) -> None:
         if kept := self._settlement.unsettled():
-            log.error("the broker did not take %d outcomes in time: these tasks will run again", kept)
+            log.error("the broker did not take %d outcomes in time: these tasks may run again", kept)
+        if self.phase is not Phase.LEFT and self._channel.ready:
+            self._give_up_leases()  # a broker that is only slow does it behind what it was sent
         self._loop.stop()

@@ -177,7 +177,7 @@ class Proxy(Listener):
             threading.Thread(target=self._back, args=(server, connection, doomed), daemon=True).start()
             with contextlib.suppress(OSError):
                 while data := connection.recv(self._chunk):
-                    if self._times and self._mark in data:
+                    if self._times and not doomed.is_set() and self._mark in data:
                         self._times -= 1
                         doomed.set()
                     server.sendall(data)

@@ -116,11 +116,11 @@ class Network(Listener):
             return
         commands = _complete(link.asked, data)
         if self._mode == "refuse":
-            while link.due:  # replies come in order
+            while link.due > 0:  # replies come in order
                 time.sleep(0.001)
             link.client.sendall(self._error * commands)
             return
-        if self._times and self._mark in data:
+        if self._times and not link.doomed and self._mark in data:
             self._times -= 1
             link.doomed = True
         link.due += commands
@@ -129,7 +129,8 @@ class Network(Listener):
     def _back(self, link: _Link) -> None:
         with contextlib.suppress(OSError):
             while data := link.server.recv(self.chunk):
-                link.due -= _complete(link.answered, data)
+                answers = _complete(link.answered, data)
+                link.due -= answers  # without a call in between, in which `_ask` may add to it
                 if not self._passes(link):
                     continue
                 if link.doomed:

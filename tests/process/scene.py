@@ -10,7 +10,7 @@ import orjson
 import psutil
 
 from prefork import TaskResult
-from tests.conftest import Project, until
+from tests.conftest import PATIENCE_S, Project, until
 
 # Run hundreds of times, it is known as fast, so that many are handed to a child at once.
 STEPS = """
@@ -65,7 +65,7 @@ def counts(project: Project, name: str) -> Counter[str]:
     return Counter(project.lines(name))
 
 
-def wait_dead(project: Project, result: TaskResult[Any], seconds: float = 20) -> None:
+def wait_dead(project: Project, result: TaskResult[Any], seconds: float = PATIENCE_S) -> None:
     until(lambda: place(project, result) == "dead", seconds, f"{result} is a dead letter")
     result.refresh()
 

@@ -182,7 +182,7 @@ def test_the_operators_enqueue_signs(shop: Project) -> None:
     assert shop.tasks.app.result(id).wait(60) == "x"
     os.environ["KEYS"] = NEW
     try:
-        assert prefork("enqueue", name, "--args", '["y"]', "-c", str(worker._conf), "--wait", "20").strip() == '"y"'
+        assert prefork("enqueue", name, "--args", '["y"]', "-c", str(worker._conf), "--wait", "60").strip() == '"y"'
     finally:
         del os.environ["KEYS"]
     result = shop.tasks.app.result(prefork("enqueue", name, "--broker", shop.server.url).strip())

@@ -209,8 +209,9 @@ class Loading(Fault):
         scene.server.path.unlink(missing_ok=True)
         slowly = ["--key-load-delay", "50000", "--loading-process-events-interval-bytes", "1024"]
         scene.server.process = subprocess.Popen(
-            [*scene.server._command, *slowly], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+            [*scene.server._command, *slowly], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
 
     def end(self, scene: Scene) -> None:
         until(scene.server.answers)
@@ -220,6 +221,7 @@ class Failover(Fault):
     """The primary dies; its address leads to the replica, which some time later becomes the primary."""
 
     said = "READONLY"
+    killed = True
 
     def prepare(self, scene: Scene) -> None:
         port = str(free_port())
@@ -418,6 +420,7 @@ def test_trouble_costs_nothing_and_ends_with_it(scene: Scene, name: str) -> None
     clock, before = Clock(), sum(master.cpu_times()[:2])
     until(lambda: len(project.lines("ended")) == 3, what="what runs goes on")
     until(lambda: clock.s > (LATE_S if fault.short_limits else TROUBLE_S))
+    until(lambda: troubles(worker), what="it is noticed")
     used_s, seconds = sum(master.cpu_times()[:2]) - before, clock.s
     assert worker.process.poll() is None, worker.log
     assert used_s < 0.25 * seconds, f"{used_s} s of CPU in {seconds} s of trouble"

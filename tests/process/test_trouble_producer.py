@@ -19,7 +19,7 @@ from tests.process import test_trouble
 from tests.process.scene import Clock, key
 from tests.process.test_trouble import FAULTS, Fault, MaxClients, NoPermission, Password, Refusal, Restart, Scene
 
-LIMIT_S = 12.0
+LIMIT_S = 20.0
 ENQUEUE = verbs.script("enqueue").sha.encode()
 
 PASSING = {name: fault for name, fault in FAULTS.items() if not isinstance(fault, NoPermission | Password)}

@@ -669,6 +669,17 @@ def test_what_comes_before_the_reply_of_its_claim_is_not_forgotten_by_it() -> No
     assert it.numbers() == [3]
 
 
+def test_who_was_handed_something_while_it_said_that_it_waits_for_more_declines_when_it_is_full() -> None:
+    it = Listener()
+    number = it.wait_for_work()
+    it.claims.wake(it.queues[0])
+    it.claims.turn(2, 2)
+    it.give(number)  # on its way before that claim, after which the worker waits for another one
+    it.wire.reply([1, -1, 0, [], [], []])
+    it.claims.turn(0, 0)
+    assert it.numbers() == [0]
+
+
 def test_what_was_handed_over_to_what_this_worker_was_before_is_not_taken() -> None:
     it = Listener()
     number = it.wait_for_work()
