@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -97,6 +98,7 @@ class Work:
         if alone := dispatcher.alone():
             slot, order = alone
             pool.hand(pool.by_slot[slot], [order])
+            os.sched_yield()  # what is left of this turn can wait, and the child may have been woken on this core
             slot.handed(order.expected_s, now_s)
             self._handed(slot, [order])
         for slot in dispatcher.hoarding():
