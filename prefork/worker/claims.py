@@ -162,7 +162,7 @@ class Claims:
         self.wake(queue)
 
     def _ask(self, queue: Queue, n: int, room: int) -> None:
-        queue.in_flight, queue.owes_claim, queue.woken, queue.waits = True, False, False, False
+        queue.in_flight, queue.owes_claim, queue.woken, queue.waits = True, False, False, 0
         worker = self.worker
         self._number += 1
         room = max(0, room) if self._heard_as == worker else 0
@@ -188,7 +188,7 @@ class Claims:
         self.outage.ends(f"claims of queue {queue.keys.queue}")
         now_ms, next_due_ms, left, ids, messages, states = reply
         self._clock.told(now_ms, asked_s)
-        queue.waits = len(ids) < room  # for another one, though one was handed over meanwhile
+        queue.waits = number if len(ids) < room and queue.ended_wait != number else 0
         if not queue.woken:
             queue.drained = left == 0 and (n == 0 or len(ids) < n)
         self.due(queue, next_due_ms)
@@ -243,7 +243,9 @@ class Claims:
         number, size, rest = push[2].split(b" ", 2)
         if queue is None or self._heard_as != self.worker or int(number) < self._valid_from:
             return
-        queue.drained, queue.woken, queue.waits = False, queue.in_flight, False
+        queue.drained, queue.woken, queue.ended_wait = False, queue.in_flight, int(number)
+        if queue.waits == queue.ended_wait:
+            queue.waits = 0
         serial = (int(number) + 1) * SERIALS_PER_CLAIM - 1
         self._claimed(queue.keys.queue, [rest[: int(size)]], [rest[int(size) :]], [None], serial)
 

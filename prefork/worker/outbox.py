@@ -109,6 +109,12 @@ class Outboxes:
         elif due and not any(outbox.in_flight for outbox in self.outboxes.values()):
             self._send_to_last(self.durability, due, channel)
 
+    def send_rest(self, channel: Channel) -> None:
+        """Send all that was not sent yet, when nobody will be there to read the replies."""
+        for outbox in self.outboxes.values():
+            while outbox.plain or outbox.records:
+                channel.send(self._batch(outbox, []), lambda reply: None)
+
     def _batches(self, outbox: Outbox, most: int) -> list[verbs.Call]:
         """Take out what fits into so many scripts."""
         outbox.sent_plain, outbox.sent_records, outbox.sent_progress = [], [], {}

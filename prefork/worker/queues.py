@@ -18,7 +18,8 @@ class Queue:
     drained: bool = False
     in_flight: bool = False
     owes_claim: bool = False
-    waits: bool = False  # this worker, for what `enqueue` may hand it
+    waits: int = 0  # this worker, for what `enqueue` may hand it: by the claim of this number
+    ended_wait: int = 0  # the claim by which it waited for what it was handed last
     woken: bool = False  # while a claim was in flight: what that one found is old
     refused: bool = False  # a claim was, a moment ago
     unkept: bool = False  # the broker may hold messages for this worker that are not here; no claim before it is told

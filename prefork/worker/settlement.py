@@ -242,10 +242,11 @@ class Settlement(Outboxes):
         )  # fmt: skip
 
     def _failure(self, message: Message, state: State, error: dict[str, Any] | None = None) -> bytes:
+        now_ms = max(self._now_ms(), message.enqueued_ms)
         return orjson.dumps({
             "status": "FAILED", "task": message.header.task, "attempts": state.attempts,
-            "enqueued_ms": message.enqueued_ms, "started_ms": state.started_ms,
-            "finished_ms": max(self._now_ms(), message.enqueued_ms),
+            "enqueued_ms": message.enqueued_ms, "started_ms": min(state.started_ms, now_ms),
+            "finished_ms": now_ms,
             "errors": [*state.errors, error] if error else state.errors,
         })  # fmt: skip
 

@@ -149,5 +149,7 @@ class Shutdown:
         if kept := self._settlement.unsettled():
             log.error("the broker did not take %d outcomes in time: these tasks may run again", kept)
         if self.phase is not Phase.LEFT and self._channel.ready:
-            self._give_up_leases()  # a broker that is only slow does it behind what it was sent
+            # A broker that is only slow does both, in this order, behind what it was sent before.
+            self._settlement.send_rest(self._channel)
+            self._give_up_leases()
         self._loop.stop()

@@ -98,7 +98,8 @@ class Work:
         if alone := dispatcher.alone():
             slot, order = alone
             pool.hand(pool.by_slot[slot], [order])
-            os.sched_yield()  # what is left of this turn can wait, and the child may have been woken on this core
+            if not (pool.slots.awake or pool.slots.long):  # else the core may be theirs for a while
+                os.sched_yield()  # what is left of this turn can wait, and the child may have been woken on this core
             slot.handed(order.expected_s, now_s)
             self._handed(slot, [order])
         for slot in dispatcher.hoarding():

@@ -669,15 +669,22 @@ def test_what_comes_before_the_reply_of_its_claim_is_not_forgotten_by_it() -> No
     assert it.numbers() == [3]
 
 
-def test_who_was_handed_something_while_it_said_that_it_waits_for_more_declines_when_it_is_full() -> None:
+@pytest.mark.parametrize("push_first", [True, False])
+@pytest.mark.parametrize("of_latest", [True, False])
+def test_who_was_handed_something_while_it_says_that_it_waits_declines_if_it_waits_for_more_and_is_full(
+    push_first: bool, of_latest: bool
+) -> None:
+    """It goes by the claim for which the message was handed over, not by which of the two is read first."""
     it = Listener()
     number = it.wait_for_work()
     it.claims.wake(it.queues[0])
     it.claims.turn(2, 2)
-    it.give(number)  # on its way before that claim, after which the worker waits for another one
-    it.wire.reply([1, -1, 0, [], [], []])
+    (latest,) = it.numbers()
+    steps = [lambda: it.give(latest if of_latest else number), lambda: it.wire.reply([1, -1, 0, [], [], []])]
+    for step in steps if push_first else reversed(steps):
+        step()
     it.claims.turn(0, 0)
-    assert it.numbers() == [0]
+    assert it.numbers() == ([] if of_latest else [0])
 
 
 def test_what_was_handed_over_to_what_this_worker_was_before_is_not_taken() -> None:
@@ -767,10 +774,10 @@ def test_a_worker_whose_last_child_got_work_waits_in_no_other_queue() -> None:
     for _ in range(2):
         it.claims.turn(1, 1)
         it.wire.reply([1, -1, 0, [], [], []])
-    assert [queue.waits for queue in it.queues] == [True, True]
+    assert all(queue.waits for queue in it.queues)
     it.claims.turn(0, 1)
     assert it.asks() == []
-    it.give(it.claims._number - 1)
+    it.give(it.queues[0].waits)
     it.claims.turn(0, 0)
     assert it.asks() == [("q1", 0)]
     it.wire.reply([1, -1, 0, [], [], []])

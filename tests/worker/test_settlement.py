@@ -499,6 +499,19 @@ def test_batches_have_a_bound_and_lose_nothing(desk: Desk) -> None:
     assert sorted(seen) == sorted(order.message.id for order in (*plain, *records))
 
 
+def test_who_leaves_sends_all_that_is_left_behind_a_batch_that_is_not_answered(desk: Desk) -> None:
+    orders = [desk.order("quiet") for _ in range(2 * BATCH + 10)] + [desk.order("job") for _ in range(5)]
+    for order in orders:
+        desk.answer(order, DONE, b"" if order.message.header.task == "quiet" else b"1")
+    desk.flush()
+    desk.it.send_rest(desk.wire)  # type: ignore[arg-type]
+    batches = [taken_apart(call) for call, _ in desk.wire.due]
+    assert [len(plain) for plain, _ in batches] == [BATCH, BATCH, 10]
+    seen = [id for plain, records in batches for id in (*plain, *(record[1] for record in records))]
+    assert sorted(seen) == sorted(order.message.id for order in orders)
+    assert desk.it.unsettled() == len(orders)
+
+
 @pytest.mark.parametrize(("task", "most"), [("quiet", BATCH), ("job", MOST_RECORDS)])
 def test_nothing_is_claimed_while_a_batch_has_left_something_behind(desk: Desk, task: str, most: int) -> None:
     """A claim brings more than a batch takes: what is not settled would grow as long as there is anything to do."""
