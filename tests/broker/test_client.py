@@ -910,7 +910,7 @@ def test_many_from_asyncio_have_a_limit_for_each_batch(server: Server) -> None:
     def slow() -> Iterator[Any]:
         for n in range(600):
             if n == 400:
-                time.sleep(3.2)
+                time.sleep(3.2)  # what the tasks are made of may take longer than the limit
                 proxy.lose(ENQUEUE)
             yield echo.s(n)
 
