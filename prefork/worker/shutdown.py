@@ -149,7 +149,8 @@ class Shutdown:
         if kept := self._settlement.unsettled():
             log.error("the broker did not take %d outcomes in time: these tasks may run again", kept)
         if self.phase is not Phase.LEFT and self._channel.ready:
-            # A broker that is only slow does both, in this order, behind what it was sent before.
+            # A broker that is only slow does both, in this order, behind what it was sent before; unless it still has
+            # a reply for this worker: when that finds nobody, it drops what it has not read. Then the lease runs out.
             self._settlement.send_rest(self._channel)
             self._give_up_leases()
         self._loop.stop()
